@@ -1,0 +1,1 @@
+"""The ProtoMask library: everything the DVC stages are made of."""

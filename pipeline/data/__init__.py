@@ -1,0 +1,1 @@
+"""Images, masks, views and shards: everything before the network."""

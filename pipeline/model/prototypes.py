@@ -1,0 +1,65 @@
+"""Distances to prototypes, similarities, and the reduction of a bag's views: the mathematics of the prototype layer.
+
+Axes: view (all views of all images of a batch, packed one after the other), bag (image), prototype, dim, class.
+Bags are ragged: ``lengths`` says how many of the packed views belong to each bag, so nothing is padded.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def squared_distance(
+    features: Float[Tensor, "view dim"], prototypes: Float[Tensor, "prototype dim"]
+) -> Float[Tensor, "view prototype"]:
+    """Compute ||z - p||^2, at least 0 (paper section 3).
+
+    Expanded as z.z - 2 z.p + p.p, one matrix product; rounding below zero is clipped.
+    """
+    cross = features @ prototypes.T  # [view, prototype]
+    own = features.square().sum(dim=1, keepdim=True) + prototypes.square().sum(dim=1)  # [view, prototype]
+    return (own - 2 * cross).clamp_min(0)
+
+
+def log_similarity(distance: Float[Tensor, "*any"], epsilon: float) -> Float[Tensor, "*any"]:
+    """Turn squared distances into similarities log((d + 1) / (d + epsilon)): large is close, at least 0."""
+    return torch.log((distance + 1) / (distance + epsilon))
+
+
+def bag_of_view(lengths: Int[Tensor, " bag"]) -> Int[Tensor, " view"]:
+    """Say for each packed view to which bag it belongs."""
+    return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+
+
+def nearest_view(
+    distance: Float[Tensor, "view prototype"], lengths: Int[Tensor, " bag"]
+) -> tuple[Float[Tensor, "bag prototype"], Int[Tensor, "bag prototype"]]:
+    """Reduce each bag to its nearest view, per prototype.
+
+    Args:
+        distance: squared distances of packed views.
+        lengths: views of each bag, at least 1; they add up to the view axis.
+
+    Returns:
+        The least distance, through which the gradient flows to that one view; and the position of that view on the
+        packed axis, the first where several are equally near. The result does not depend on how bags are batched.
+    """
+    bag = bag_of_view(lengths)
+    num_bags, num_views = len(lengths), len(distance)
+    index = bag[:, None].expand_as(distance)
+    least = distance.new_full((num_bags, distance.shape[1]), torch.inf)
+    least = least.scatter_reduce(0, index, distance.detach(), "amin")  # [bag, prototype]
+    position = torch.arange(num_views, device=distance.device)[:, None].expand_as(distance)
+    candidate = torch.where(distance.detach() == least[bag], position, num_views)
+    first = torch.full_like(least, num_views, dtype=torch.long).scatter_reduce(0, index, candidate, "amin")
+    return distance.gather(0, first), first
+
+
+def nearest_of(
+    distance: Float[Tensor, "bag prototype"], wanted: torch.Tensor
+) -> Float[Tensor, " bag"]:
+    """Find each bag's least distance over the prototypes marked in ``wanted`` (bool, [bag, prototype]).
+
+    A bag without a wanted prototype gives infinity.
+    """
+    return distance.masked_fill(~wanted, torch.inf).amin(dim=1)

@@ -1,0 +1,408 @@
+"""``params.yaml``: every number that changes a result, typed, explained and checked before anything runs.
+
+One frozen model per section. Each default is the value of the embedded demo; values of the paper stand in
+``presets/``. Unknown keys, missing keys and values out of range are refused by name.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import PipelineError
+from pipeline.validation import first_problem
+
+
+class Section(BaseModel):
+    """A group of params: frozen, and nothing in it that is not declared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class SyntheticParams(Section):
+    """The synthetic birds (``dataset.name: synthetic``)."""
+
+    num_species: int = Field(12, ge=10, le=20)
+    """Classes. Neighbouring species differ in one or two parts only."""
+    train_per_species: int = Field(32, ge=4)
+    """Training images per species; the validation images are cut from these."""
+    test_per_species: int = Field(12, ge=1)
+    """Test images per species."""
+    image_size_px: int = Field(256, ge=96, le=1024)
+    """Side of the square images, pixels."""
+
+
+class DatasetParams(Section):
+    """Which images, and how they are split."""
+
+    name: Literal["synthetic", "cub200", "dogs", "cars196", "folder"] = "synthetic"
+    """Which reader understands the source."""
+    source: str = "pipeline/data/datasets/synthetic.py"
+    """The unpacked data set's folder. For ``synthetic``, the module that draws the images."""
+    val_frac: float = Field(0.15, gt=0, lt=1)
+    """Share of each class's training images held out for validation (at least one image), where the data set brings
+    no validation images itself. The paper's code validates on test images (reference_notes A6); we never do."""
+    classes: tuple[str, ...] = ()
+    """Class names to keep, as the data set writes them; empty keeps all."""
+    synthetic: SyntheticParams = SyntheticParams()
+
+
+class SuperpixelParams(Section):
+    """Region merging on superpixels (``masks.segmenter: superpixel``); needs no weights and no GPU."""
+
+    image_side_px: int = Field(320, ge=64)
+    """The longer image side is brought to this many pixels before segmenting; masks come back in image pixels."""
+    num_superpixels: int = Field(250, ge=2)
+    """About how many SLIC superpixels the merging starts from."""
+    compactness: float = Field(10.0, gt=0)
+    """SLIC: weight of nearness in space against nearness in Lab colour."""
+    sigma_px: float = Field(1.0, ge=0)
+    """SLIC: Gaussian smoothing before the clustering, pixels of the resized image."""
+    gradient_weight: float = Field(8.0, ge=0)
+    """Merge cost: weight of the mean gradient along the common border, against the Lab distance of the means."""
+    min_area_frac: float = Field(0.005, ge=0, le=1)
+    """Smallest segment, share of the image."""
+    max_area_frac: float = Field(0.5, gt=0, le=1)
+    """Largest segment, share of the image."""
+    max_border_frac: float = Field(0.25, ge=0, le=1)
+    """Largest share of a segment's outline that may lie on the image border (background does)."""
+    suppression_iou: float = Field(0.6, gt=0, le=1)
+    """Of two segments that overlap more than this, only the more persistent one is stored."""
+
+
+class GridParams(Section):
+    """Equal rectangles (``masks.segmenter: grid``); the paper's patch baseline with ``use_object_box``."""
+
+    rows: int = Field(2, ge=1)
+    """Cells from top to bottom."""
+    columns: int = Field(2, ge=1)
+    """Cells from left to right."""
+    use_object_box: bool = False
+    """Divide the labelled object's box instead of the whole image, where the data set has one."""
+
+
+class SamParams(Section):
+    """Segment Anything's automatic mask generator (``masks.segmenter: sam``), under the package's own names."""
+
+    model_type: Literal["vit_b", "vit_l", "vit_h"] = "vit_b"
+    """Architecture of the checkpoint in ``masks.weights``."""
+    points_per_side: int = Field(32, ge=1)
+    """The image is prompted with a grid of this many points squared."""
+    points_per_batch: int = Field(64, ge=1)
+    """Prompts decoded at once; memory, not results."""
+    pred_iou_thresh: float = Field(0.86, ge=0, le=1)
+    """Masks whose predicted IoU is lower are dropped."""
+    stability_score_thresh: float = Field(0.92, ge=0, le=1)
+    """Masks that change more than this when the logit threshold moves by the offset are dropped."""
+    stability_score_offset: float = Field(1.0, ge=0)
+    """Shift of the logit threshold for the stability score, logits."""
+    box_nms_thresh: float = Field(0.7, ge=0, le=1)
+    """Of two masks whose boxes overlap more than this IoU, the lower-scored one is dropped."""
+    crop_n_layers: int = Field(1, ge=0)
+    """Layer i runs the model again on 2^i x 2^i image crops."""
+    crop_nms_thresh: float = Field(0.7, ge=0, le=1)
+    """As ``box_nms_thresh``, between masks of different crops."""
+    crop_overlap_ratio: float = Field(512 / 1500, ge=0, le=1)
+    """Overlap of neighbouring crops, share of the crop."""
+    crop_n_points_downscale_factor: int = Field(2, ge=1)
+    """In layer i the points per side are divided by this to the power i."""
+    min_mask_region_area: int = Field(0, ge=0)
+    """Holes and islands smaller than this are removed, pixels; 0 leaves masks as they are."""
+
+
+class Sam2Params(Section):
+    """SAM 2.1's automatic mask generator (``masks.segmenter: sam2``, extra ``sam2``), under the package's names."""
+
+    config: str = "configs/sam2.1/sam2.1_hiera_b+.yaml"
+    """Model configuration inside the ``sam2`` package that fits the checkpoint in ``masks.weights``."""
+    points_per_side: int = Field(32, ge=1)
+    """The image is prompted with a grid of this many points squared."""
+    points_per_batch: int = Field(512, ge=1)
+    """Prompts decoded at once; memory, not results."""
+    pred_iou_thresh: float = Field(0.8, ge=0, le=1)
+    """Masks whose predicted IoU is lower are dropped."""
+    stability_score_thresh: float = Field(0.9, ge=0, le=1)
+    """Masks that change more than this when the logit threshold moves by the offset are dropped."""
+    stability_score_offset: float = Field(0.5, ge=0)
+    """Shift of the logit threshold for the stability score, logits."""
+    mask_threshold: float = 0.0
+    """Logit above which a pixel belongs to the mask."""
+    box_nms_thresh: float = Field(0.7, ge=0, le=1)
+    """Of two masks whose boxes overlap more than this IoU, the lower-scored one is dropped."""
+    crop_n_layers: int = Field(2, ge=0)
+    """Layer i runs the model again on 2^i x 2^i image crops."""
+    crop_nms_thresh: float = Field(0.7, ge=0, le=1)
+    """As ``box_nms_thresh``, between masks of different crops."""
+    crop_overlap_ratio: float = Field(512 / 1500, ge=0, le=1)
+    """Overlap of neighbouring crops, share of the crop."""
+    crop_n_points_downscale_factor: int = Field(1, ge=1)
+    """In layer i the points per side are divided by this to the power i."""
+    min_mask_region_area: int = Field(10, ge=0)
+    """Holes and islands smaller than this are removed, pixels; 0 leaves masks as they are."""
+    use_m2m: bool = False
+    """Refine each mask with a second pass over its own prediction."""
+
+
+class SlitParams(Section):
+    """DirectSAM boundaries (``masks.segmenter: slit``, extra ``slit``)."""
+
+    image_side_px: int = Field(1800, ge=64)
+    """Side of the square network input, pixels."""
+    boundary_threshold: float = Field(0.001, ge=0, le=1)
+    """A pixel is boundary where the network's probability is above this."""
+    min_extent_px: int = Field(3, ge=1)
+    """Segments narrower or lower than this are dropped, pixels (reference_notes section 3: inclusive extent > 2)."""
+
+
+class MasksParams(Section):
+    """How images are split into masks. All masks are stored; choosing among them is ``crops``' business."""
+
+    segmenter: Literal["superpixel", "grid", "sam", "sam2", "slit"] = "superpixel"
+    """Which segmenter runs; its own section below holds its settings, the others have no effect."""
+    weights: str = "pipeline/segmenters/superpixel.py"
+    """Checkpoint file or folder. For segmenters without weights, the module that computes the masks."""
+    superpixel: SuperpixelParams = SuperpixelParams()
+    grid: GridParams = GridParams()
+    sam: SamParams = SamParams()
+    sam2: Sam2Params = Sam2Params()
+    slit: SlitParams = SlitParams()
+
+
+class CropsParams(Section):
+    """Which masks become views, and what a view looks like."""
+
+    max_views: int = Field(8, ge=1)
+    """At most this many masks of an image become views (the whole image not counted)."""
+    order: Literal["score", "area"] = "score"
+    """Which masks are preferred: the highest score (superpixel: persistence; SAM: predicted IoU), or the largest
+    area (the paper). Ties go to the lower mask_idx."""
+    min_area_frac: float = Field(0.005, ge=0, le=1)
+    """Masks smaller than this share of the image are passed over."""
+    max_area_frac: float = Field(1.0, gt=0, le=1)
+    """Masks larger than this share of the image are passed over."""
+    min_extent_px: int = Field(3, ge=1)
+    """Masks whose box is narrower or lower than this are passed over, pixels (the paper's code keeps extents of 3 and
+    more)."""
+    duplicate_iou: float = Field(0.9, gt=0, le=1)
+    """A mask whose IoU with a preferred one is at least this is passed over; 1 only removes equal masks."""
+    whole_image: bool = True
+    """The whole image is a view of its bag, too (the last one)."""
+    empty_bag: Literal["whole_image", "drop", "error"] = "whole_image"
+    """An image without a mask to choose: take the whole image as its only view, leave the image out (counted as
+    dropped), or stop. Leaving test images out makes accuracies incomparable."""
+    padding_frac: float = Field(0.1, ge=0)
+    """The box grows by this share of its width and height on every side, within the image."""
+    min_box_side_frac: float = Field(0.0, ge=0, le=1)
+    """Boxes narrower (lower) than this share of the image's width (height) grow to it, within the image."""
+    square: bool = False
+    """Grow the box's shorter side to the longer one, within the image, so that resizing distorts less."""
+    background: Literal["original", "zero", "mean"] = "original"
+    """Pixels of the box outside the mask: as in the image (the paper's runs), black, or the mask's mean colour."""
+    size_px: int = Field(224, ge=32)
+    """Side of the square views, pixels; aspect is not kept (as in the paper)."""
+    jpeg_quality: int = Field(95, ge=1, le=100)
+    """Quality of the stored views."""
+    bags_per_shard: int = Field(256, ge=1)
+    """Images per tar file."""
+
+
+class ModelParams(Section):
+    """The network (paper section 3; DESIGN section 5)."""
+
+    backbone: str = "tf_efficientnet_lite0"
+    """Any timm model name. Weights of ``tf_efficientnet_lite0`` come from the package index; for others see
+    ``weights``."""
+    weights: str | None = None
+    """Checkpoint file of the backbone (timm layout; .safetensors or .pth). null takes the pretrained ImageNet weights
+    that timm names (downloaded once), or the packaged ones for ``tf_efficientnet_lite0``."""
+    pretrained: bool = True
+    """false starts from random weights (and ignores ``weights``)."""
+    dim: int = Field(128, ge=2)
+    """Length of a view's feature vector and of a prototype (paper: 1280)."""
+    prototypes_per_class: int = Field(5, ge=1)
+    """Prototypes each class owns (paper: 10)."""
+    similarity_epsilon: float = Field(1e-4, gt=0)
+    """epsilon in log((d + 1) / (d + epsilon)); bounds the similarity of a perfect match (paper's code: 1e-14)."""
+
+
+class LossParams(Section):
+    """Weights of the joint loss (paper equation of the total loss; reference_notes section 6)."""
+
+    cross_entropy: float = Field(1.0, ge=0)
+    """Weight of the cross entropy."""
+    cluster: float = Field(0.8, ge=0)
+    """Weight of the distance to the nearest own-class prototype (pulls)."""
+    separation: float = Field(0.2, ge=0)
+    """Weight of the distance to the nearest foreign prototype (pushes away; subtracted)."""
+    diversity: float = Field(0.2, ge=0)
+    """Weight of the term that keeps the prototypes of a class apart."""
+
+
+class WarmupParams(Section):
+    """Phase 1: backbone frozen, add-on layer and prototypes learn on features computed once."""
+
+    epochs: int = Field(60, ge=0)
+    """Passes over the training images; 0 skips the phase (paper: 0)."""
+    lr_addon: float = Field(3e-3, gt=0)
+    """Learning rate of the 1x1 convolution."""
+    lr_prototypes: float = Field(3e-3, gt=0)
+    """Learning rate of the prototypes."""
+    flip: bool = True
+    """Also learn from the mirror image of every view (drawn per view and epoch)."""
+    batch_images: int = Field(64, ge=1)
+    """Images per step."""
+
+
+class JointParams(Section):
+    """Phase 2: backbone, add-on layer and prototypes learn together on augmented views."""
+
+    epochs: int = Field(2, ge=0)
+    """Passes over the training images; 0 skips the phase (paper: 100)."""
+    lr_backbone: float = Field(1e-4, gt=0)
+    """Learning rate of the backbone."""
+    lr_addon: float = Field(1e-3, gt=0)
+    """Learning rate of the 1x1 convolution (the paper's code never trains it, reference_notes A4)."""
+    lr_prototypes: float = Field(1e-3, gt=0)
+    """Learning rate of the prototypes (paper: 2e-3 to 3.5e-3)."""
+    lr_step_epochs: int = Field(35, ge=1)
+    """Every so many epochs the rates are multiplied by ``lr_gamma``."""
+    lr_gamma: float = Field(0.5, gt=0, le=1)
+    """Factor of the step decay."""
+    trainable_layers: int | Literal["all"] = "all"
+    """How many of the backbone's last blocks learn (timm's own grouping by depth); the others stay frozen, their
+    normalisation in evaluation mode."""
+    augmentation: Literal["none", "flip", "light", "medium"] = "light"
+    """Drawn per view: mirror; light adds rotation, shear and colour jitter; medium adds perspective (the paper's
+    "medium": 15 degrees, scale 0.05, jitter 0.15)."""
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> "JointParams":
+        if isinstance(self.trainable_layers, int) and self.trainable_layers < 1:
+            raise ValueError("trainable_layers must be at least 1, or `all`")
+        return self
+
+
+class TrainParams(Section):
+    """What a training run is."""
+
+    prototype_init: Literal["features", "uniform"] = "features"
+    """Where prototypes start: at features of own-class training views, spread by k-means; or uniform in (0, 1), the
+    paper's way."""
+    batch_images: int = Field(16, ge=1)
+    """Images per step in the joint phase (paper: 16)."""
+    accumulate_batches: int = Field(1, ge=1)
+    """Batches whose gradients are summed before a step (paper: 4). A last, incomplete window is stepped, too."""
+    class_weights: bool = True
+    """Weigh the cross entropy by inverse class frequency (the paper does)."""
+    loss: LossParams = LossParams()
+    warmup: WarmupParams = WarmupParams()
+    joint: JointParams = JointParams()
+    baseline: bool = True
+    """Also train a black box: same backbone, whole image, linear head, same epochs, rates and augmentation."""
+
+    @model_validator(mode="after")
+    def _check_something_learns(self) -> "TrainParams":
+        if self.warmup.epochs + self.joint.epochs == 0:
+            raise ValueError("warmup.epochs and joint.epochs are both 0: nothing would be learned")
+        return self
+
+
+class ProjectParams(Section):
+    """Replacing each prototype by its nearest own-class training view (paper: push)."""
+
+    distinct_views: bool = True
+    """No two prototypes of a class take the same view: the nearer one does, the other takes its next nearest."""
+
+
+class FinetuneParams(Section):
+    """Phase 3: only the last layer learns, on features of the frozen network."""
+
+    epochs: int = Field(10, ge=0)
+    """Passes over the training images (paper: 10); the best one on validation images is kept, the start included."""
+    lr: float = Field(3e-4, gt=0)
+    """Learning rate (paper: 3e-4)."""
+    l1: float = Field(1e-3, ge=0)
+    """Weight of the absolute weights to other classes (paper: 1e-3)."""
+    batch_images: int = Field(64, ge=1)
+    """Images per step (paper: 16 x 4)."""
+
+
+class EvaluateParams(Section):
+    """The metrics table (test images)."""
+
+    top_classes: int = Field(3, ge=1)
+    """k of the top-k accuracy (paper: 3)."""
+    top_prototypes: int = Field(5, ge=1)
+    """How many prototypes explain an image (paper: 5)."""
+    weight_epsilon: float = Field(1e-3, ge=0)
+    """Last-layer weights up to this size count as zero (paper: 1e-3)."""
+    local_size_threshold: float = Field(0.1, ge=0, le=1)
+    """A prototype is part of an explanation when its similarity is above this share of the largest (paper: 0.1)."""
+
+
+class ReportParams(Section):
+    """The HTML report."""
+
+    thumbnail_px: int = Field(224, ge=64)
+    """Longer side of the pictures in the gallery, pixels."""
+
+
+class Params(Section):
+    """The whole of ``params.yaml``."""
+
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Start of every random draw: synthetic images, validation split, initialisation, shuffling, augmentation."""
+    dataset: DatasetParams = DatasetParams()
+    masks: MasksParams = MasksParams()
+    crops: CropsParams = CropsParams()
+    model: ModelParams = ModelParams()
+    train: TrainParams = TrainParams()
+    project: ProjectParams = ProjectParams()
+    finetune: FinetuneParams = FinetuneParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    report: ReportParams = ReportParams()
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check PATH.
+
+    Every key must be there: a default that is not written down would change results without a trace in the file.
+
+    Raises:
+        PipelineError: unknown or missing key, wrong type, value out of range, not YAML; names file and key.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PipelineError(f"{path} does not exist: run the command in the project's folder, or give --params") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return check_params(content, path)
+
+
+def check_params(content: Any, path: Path) -> Params:
+    """Check the CONTENT of a params file; PATH is for the message.
+
+    Raises:
+        PipelineError: as :func:`load_params`.
+    """
+    if not isinstance(content, dict):
+        raise PipelineError(f"{path}: expected `key: value` lines with sections such as `dataset:`")
+    try:
+        params = Params.model_validate(content, strict=False)
+    except ValidationError as error:
+        raise PipelineError(f"{path}: {first_problem(error)}") from None
+    for key, default in _absent_keys(params, ""):
+        raise PipelineError(f"{path}: key `{key}` is missing (the demo has {default!r})")
+    return params
+
+
+def _absent_keys(section: Section, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if name not in section.model_fields_set:
+            yield f"{prefix}{name}", value.model_dump(mode="json") if isinstance(value, Section) else value
+        elif isinstance(value, Section):
+            yield from _absent_keys(value, f"{prefix}{name}.")

@@ -1,0 +1,48 @@
+"""Segmenters split images into masks. Each is imported only when it is asked for: some load torch, some need extras."""
+
+from typing import Any
+
+from pipeline.params import MasksParams
+from pipeline.segmenters.interface import Segment, Segmenter
+
+__all__ = ["Segment", "Segmenter", "make_segmenter", "segmenter_class", "settings_of"]
+
+_THROUGHPUT_KEYS = {"points_per_batch"}  # how fast masks come, not which
+
+
+def make_segmenter(params: MasksParams, device: str = "cpu") -> Segmenter:
+    """Build the segmenter that PARAMS name, its weights loaded; see :meth:`Segmenter.from_params`."""
+    return segmenter_class(params).from_params(params, device)
+
+
+def settings_of(params: MasksParams) -> dict[str, Any]:
+    """Give what shapes the masks, weights aside: the active segmenter, its version and its section, JSON-like."""
+    section = getattr(params, params.segmenter)
+    return {
+        "segmenter": params.segmenter,
+        "version": segmenter_class(params).version,
+        "settings": section.model_dump(mode="json", exclude=_THROUGHPUT_KEYS),
+    }
+
+
+def segmenter_class(params: MasksParams) -> type[Segmenter]:
+    """Find the class that PARAMS name, without building anything."""
+    if params.segmenter == "superpixel":
+        from pipeline.segmenters.superpixel import SuperpixelSegmenter
+
+        return SuperpixelSegmenter
+    if params.segmenter == "grid":
+        from pipeline.segmenters.grid import GridSegmenter
+
+        return GridSegmenter
+    if params.segmenter == "sam":
+        from pipeline.segmenters.sam import SamSegmenter
+
+        return SamSegmenter
+    if params.segmenter == "sam2":
+        from pipeline.segmenters.sam2 import Sam2Segmenter
+
+        return Sam2Segmenter
+    from pipeline.segmenters.slit import SlitSegmenter
+
+    return SlitSegmenter

@@ -1,0 +1,1 @@
+"""What a training run is: batches, phases, projection, fine-tuning."""

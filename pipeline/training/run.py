@@ -1,0 +1,340 @@
+"""A training run: warm-up and joint phase of ProtoMask, and of the black box beside it."""
+
+import contextlib
+import copy
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from dvclive import Live
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pipeline.data.shards import BagReader
+from pipeline.errors import PipelineError
+from pipeline.io import new_folder, write_json
+from pipeline.model.backbone import Backbone
+from pipeline.model.files import save_model
+from pipeline.model.network import BlackBox, ProtoMask
+from pipeline.params import ModelParams, Params, TrainParams
+from pipeline.runtime import Runtime, keep_freed_memory
+from pipeline.training.augment import make_augmentation
+from pipeline.training.batches import ImageBags, PackedBags, PooledBags, loader, pack
+from pipeline.training.callbacks import Curves, KeepBest, PhaseProgress
+from pipeline.training.embedding import decoding_workers, pooled_features
+from pipeline.training.initialise import prototypes_from_features
+from pipeline.training.phases import BlackBoxPhase, JointPhase, Phase
+
+_log = logging.getLogger(__name__)
+
+
+def train(crops: Path, out: Path, curves: Path, *, params: Params, runtime: Runtime) -> dict[str, Any]:
+    """Train ProtoMask, and the black box when ``train.baseline`` says so.
+
+    Epochs are chosen on validation images only.
+
+    Args:
+        crops: folder with shards.
+        out: gets ``model.*``; and ``blackbox/model.*``.
+        curves: gets DVCLive's folders ``protomask`` and ``blackbox``.
+        params: seed, model and train are used.
+        runtime: device and workers.
+
+    Returns:
+        Per network: validation accuracy and best epoch of each phase.
+
+    Raises:
+        PipelineError: no shards, a class without training images, a backbone that cannot be built.
+    """
+    prepare(params.seed)
+    rehearse(crops, params=params, runtime=runtime)
+    report: dict[str, Any] = {}
+    with new_folder(out) as folder, new_folder(curves) as live_folder:
+        network, reader, report["protomask"] = _train_protomask(crops, live_folder / "protomask", params, runtime)
+        save_model(folder, network, class_names=reader.class_names, size_px=reader.size_px)
+        if params.train.baseline:
+            prepare(params.seed)
+            blackbox, reader, report["blackbox"] = _train_blackbox(crops, live_folder / "blackbox", params, runtime)
+            save_model(folder / "blackbox", blackbox, class_names=reader.class_names, size_px=reader.size_px)
+        write_json(live_folder / "summary.json", report)
+    return report
+
+
+def prepare(seed: int) -> None:
+    """Seed every generator and ask for the deterministic variant of every operation."""
+    keep_freed_memory()
+    warnings.filterwarnings("ignore", module=r"lightning\..*")  # hints on loader workers, missing loggers
+    L.seed_everything(seed, workers=True, verbose=False)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_float32_matmul_precision("high")
+
+
+def rehearse(crops: Path, *, params: Params, runtime: Runtime) -> None:
+    """Run one batch of two images through every phase, forwards, backwards and in validation, and throw it away.
+
+    What would stop a run after an hour (a wrong shape, too little memory, a loss that is not finite) stops it here.
+
+    Raises:
+        PipelineError: a loss is not finite.
+    """
+    with _untouched_generators():
+        reader = BagReader(crops, "train")
+        batch = pack([ImageBags(reader)[bag_idx] for bag_idx in range(min(2, len(reader)))])
+        network = _protomask(reader, params.model)
+        phases: list[Phase] = [
+            JointPhase(network, loss=params.train.loss, **_joint_settings(network, reader, params.train))
+        ]
+        batches = [batch]
+        if params.train.baseline:
+            whole = BagReader(crops, "train", views="whole")
+            blackbox = BlackBox(_backbone(params.model), num_classes=len(reader.class_names))
+            phases.append(BlackBoxPhase(blackbox, **_joint_settings(blackbox, whole, params.train)))
+            batches.append(pack([ImageBags(whole)[bag_idx] for bag_idx in range(min(2, len(whole)))]))
+        for phase, images in zip(phases, batches, strict=True):
+            bags: DataLoader[PackedBags] = DataLoader([images], batch_size=None)  # type: ignore[arg-type]
+            trainer = _trainer(runtime, epochs=1, fast_dev_run=True)
+            trainer.fit(phase, bags, bags)
+            for name, value in trainer.callback_metrics.items():
+                if not torch.isfinite(value):
+                    raise PipelineError(f"params.yaml: the first batch gives {name} = {value}; check train and model")
+    _log.info("rehearsal passed: one batch through every phase")
+
+
+def class_weights(labels: Sequence[int], num_classes: int) -> Float[Tensor, " class"]:
+    """Weigh classes by inverse frequency, N / (C * n_c) (reference_notes section 2).
+
+    Raises:
+        PipelineError: a class has no training image.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    if (counts == 0).any():
+        raise PipelineError(f"data/crops: class {int(counts.argmin())} has no training image with views")
+    return torch.from_numpy(len(labels) / (num_classes * counts)).float()
+
+
+def fit(
+    phase: Phase,
+    training: DataLoader[PackedBags],
+    validation: DataLoader[PackedBags],
+    *,
+    name: str,
+    epochs: int,
+    runtime: Runtime,
+    live: Live | None = None,
+    accumulate_batches: int = 1,
+) -> dict[str, Any]:
+    """Run one phase and leave the network at its best epoch on the validation images, the start included.
+
+    Args:
+        phase: holds the network.
+        training: batches to learn from.
+        validation: batches to choose on.
+        name: of the phase; names its bar.
+        epochs: passes over the training images.
+        runtime: device.
+        live: gets the curves.
+        accumulate_batches: batches per step.
+
+    Returns:
+        ``epochs``, ``best_epoch`` (0 is the start) and ``val_accuracy``.
+    """
+    best = KeepBest()
+    callbacks: list[L.Callback] = [best, PhaseProgress(name)]
+    if live is not None:
+        callbacks.append(Curves(live))
+    trainer = _trainer(runtime, epochs=epochs, callbacks=callbacks, accumulate_grad_batches=accumulate_batches)
+    start = trainer.validate(phase, validation, verbose=False)[0]
+    best.start_from(phase.network, accuracy=start["val/accuracy"], loss=start["val/loss"])
+    trainer.fit(phase, training, validation)
+    _log.info("%s: validation accuracy %.4f, epoch %d of %d", name, best.accuracy, best.epoch, epochs)
+    return {"epochs": epochs, "best_epoch": best.epoch, "val_accuracy": round(best.accuracy, 6)}
+
+
+def _trainer(runtime: Runtime, *, epochs: int, **settings: Any) -> L.Trainer:
+    device = runtime.torch_device
+    kind, _, number = device.partition(":")
+    return L.Trainer(
+        accelerator={"cuda": "gpu"}.get(kind, kind),
+        devices=[int(number)] if number else 1,
+        max_epochs=epochs,
+        deterministic="warn",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tempfile.gettempdir(),  # nothing is written there without a logger and checkpoints
+        **settings,
+    )
+
+
+def _train_protomask(
+    crops: Path, curves: Path, params: Params, runtime: Runtime
+) -> tuple[ProtoMask, BagReader, dict[str, Any]]:
+    training, validation = BagReader(crops, "train"), BagReader(crops, "val")
+    network = _protomask(training, params.model)
+    train_params = params.train
+    report: dict[str, Any] = {}
+    with Live(str(curves), dvcyaml=False, save_dvc_exp=False) as live:
+        if train_params.warmup.epochs or train_params.prototype_init == "features":
+            pooled, pooled_val = _both_pooled(network.backbone, training, validation, params, runtime)
+            if train_params.prototype_init == "features":
+                _start_prototypes(network, pooled, training, params.seed)
+            if train_params.warmup.epochs:
+                phase = JointPhase(
+                    network,
+                    loss=train_params.loss,
+                    rates=[
+                        (list(network.add_on.parameters()), train_params.warmup.lr_addon),
+                        ([network.prototypes], train_params.warmup.lr_prototypes),
+                    ],
+                    class_weights=_weights(training, train_params),
+                    draw_mirror=train_params.warmup.flip,
+                )
+                report["warmup"] = _warm_up(
+                    phase, (pooled, training), (pooled_val, validation), params=params, runtime=runtime, live=live
+                )
+        if train_params.joint.epochs:
+            joint = JointPhase(network, loss=train_params.loss, **_joint_settings(network, training, train_params))
+            report["joint"] = _joint(joint, training, validation, params=params, runtime=runtime, live=live)
+    return network, training, report
+
+
+def _train_blackbox(
+    crops: Path, curves: Path, params: Params, runtime: Runtime
+) -> tuple[BlackBox, BagReader, dict[str, Any]]:
+    training, validation = BagReader(crops, "train", views="whole"), BagReader(crops, "val", views="whole")
+    network = BlackBox(_backbone(params.model), num_classes=len(training.class_names))
+    train_params = params.train
+    report: dict[str, Any] = {}
+    with Live(str(curves), dvcyaml=False, save_dvc_exp=False) as live:
+        if train_params.warmup.epochs:
+            pooled, pooled_val = _both_pooled(network.backbone, training, validation, params, runtime)
+            phase = BlackBoxPhase(
+                network,
+                rates=[(list(network.classifier.parameters()), train_params.warmup.lr_addon)],
+                class_weights=_weights(training, train_params),
+                draw_mirror=train_params.warmup.flip,
+            )
+            report["warmup"] = _warm_up(
+                phase, (pooled, training), (pooled_val, validation), params=params, runtime=runtime, live=live
+            )
+        if train_params.joint.epochs:
+            joint = BlackBoxPhase(network, **_joint_settings(network, training, train_params))
+            report["joint"] = _joint(joint, training, validation, params=params, runtime=runtime, live=live)
+    return network, training, report
+
+
+def _both_pooled(
+    backbone: Backbone, training: BagReader, validation: BagReader, params: Params, runtime: Runtime
+) -> tuple[Tensor, Tensor]:
+    mirror = params.train.warmup.flip and params.train.warmup.epochs > 0
+    return (
+        pooled_features(backbone, training, runtime=runtime, what="features of train", mirror=mirror),
+        pooled_features(backbone, validation, runtime=runtime, what="features of val"),
+    )
+
+
+def _warm_up(
+    phase: Phase,
+    training: tuple[Tensor, BagReader],
+    validation: tuple[Tensor, BagReader],
+    *,
+    params: Params,
+    runtime: Runtime,
+    live: Live,
+) -> dict[str, Any]:
+    bags, val_bags = (PooledBags(pooled, reader.lengths, reader.labels) for pooled, reader in (training, validation))
+    warmup = params.train.warmup
+    return fit(
+        phase,
+        loader(bags, warmup.batch_images, shuffle_seed=params.seed),
+        loader(val_bags, warmup.batch_images),
+        name="warmup",
+        epochs=warmup.epochs,
+        runtime=runtime,
+        live=live,
+    )
+
+
+def _joint(
+    phase: Phase, training: BagReader, validation: BagReader, *, params: Params, runtime: Runtime, live: Live
+) -> dict[str, Any]:
+    num_workers = decoding_workers(runtime)
+    batch_images = params.train.batch_images
+    return fit(
+        phase,
+        loader(ImageBags(training), batch_images, num_workers=num_workers, shuffle_seed=params.seed + 1),
+        loader(ImageBags(validation), batch_images, num_workers=num_workers),
+        name="joint",
+        epochs=params.train.joint.epochs,
+        runtime=runtime,
+        live=live,
+        accumulate_batches=params.train.accumulate_batches,
+    )
+
+
+def _joint_settings(network: ProtoMask | BlackBox, training: BagReader, params: TrainParams) -> dict[str, Any]:
+    joint = params.joint
+    network.backbone.train_last(joint.trainable_layers)
+    learning = [parameter for parameter in network.backbone.parameters() if parameter.requires_grad]
+    rates = [(learning, joint.lr_backbone)]
+    if isinstance(network, ProtoMask):
+        rates += [(list(network.add_on.parameters()), joint.lr_addon), ([network.prototypes], joint.lr_prototypes)]
+    else:
+        rates += [(list(network.classifier.parameters()), joint.lr_addon)]
+    return {
+        "rates": rates,
+        "class_weights": _weights(training, params),
+        "augmentation": make_augmentation(joint.augmentation),
+        "lr_step_epochs": joint.lr_step_epochs,
+        "lr_gamma": joint.lr_gamma,
+    }
+
+
+def _weights(training: BagReader, params: TrainParams) -> Tensor | None:
+    weights = class_weights(training.labels, len(training.class_names))
+    return weights if params.class_weights else None
+
+
+def _backbone(params: ModelParams) -> Backbone:
+    return Backbone(
+        params.backbone, weights=Path(params.weights) if params.weights else None, pretrained=params.pretrained
+    )
+
+
+def _protomask(reader: BagReader, params: ModelParams) -> ProtoMask:
+    num_classes = len(reader.class_names)
+    return ProtoMask(
+        _backbone(params),
+        dim=params.dim,
+        prototype_labels=torch.arange(num_classes).repeat_interleave(params.prototypes_per_class),
+        num_classes=num_classes,
+        epsilon=params.similarity_epsilon,
+    )
+
+
+def _start_prototypes(network: ProtoMask, pooled: Tensor, training: BagReader, seed: int) -> None:
+    view_labels = torch.tensor(training.labels).repeat_interleave(torch.tensor(training.lengths))
+    network.cpu()
+    with torch.no_grad():
+        features = network.features_of_pooled(pooled[:, 0])
+        start = prototypes_from_features(features, view_labels, network.prototype_labels, seed=seed)
+        network.prototypes.copy_(start)
+
+
+@contextlib.contextmanager
+def _untouched_generators() -> Iterator[None]:
+    """Put the states of all random generators back at the end."""
+    numpy_state = copy.deepcopy(np.random.get_state())  # noqa: NPY002  # Lightning seeds this one
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+    np.random.set_state(numpy_state)  # noqa: NPY002

@@ -1,0 +1,1 @@
+"""The DVC stages: one thin command-line entry for each."""
