@@ -1,1 +1,8 @@
 """The ProtoMask library: everything the DVC stages are made of."""
+
+import os
+
+# Threads of a CPU network that wait for each other sleep instead of spinning: on a machine that does anything else at
+# the same time, spinning makes a convolution several times slower (benchmarks/cpu_settings.py measures it). OpenMP
+# reads this once, when torch is loaded, so it stands before every import of torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

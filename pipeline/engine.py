@@ -3,6 +3,7 @@
 import collections
 import itertools
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -31,16 +32,14 @@ def map_in_order(
         workers: 1 runs everything in this process; for functions that hold a GPU.
     """
     num_workers = runtime.num_workers if workers is None else workers
-    if runtime.engine == "ray":
+    if runtime.engine == "ray" and workers != 1:
         return _on_ray(function, items)
     if num_workers == 1:
         return map(function, items)
     return _in_processes(function, items, num_workers)
 
 
-def _in_processes(
-    function: Callable[[Item], Result], items: Iterable[Item], num_workers: int
-) -> Iterator[Result]:
+def _in_processes(function: Callable[[Item], Result], items: Iterable[Item], num_workers: int) -> Iterator[Result]:
     # spawn: forking a process that already runs torch's or OpenMP's threads can hang
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
@@ -68,13 +67,28 @@ def _on_ray(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterat
     except ImportError:
         raise PipelineError("runtime.yaml: engine is 'ray': pip install 'protomask-pipeline[ray]'") from None
     if not ray.is_initialized():
+        # an error is raised here once; Ray would print those of the other items in flight as well
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
         ray.init(log_to_driver=False, include_dashboard=False)
-    remote: Any = ray.remote(function)
+    remote: Any = ray.remote(_apply)
+    shared = ray.put(function)  # sent once to each machine, whatever it holds
     waiting = iter(items)
     ahead = _AHEAD_PER_WORKER * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    running = collections.deque(remote.remote(item) for item in itertools.islice(waiting, ahead))
+    running = collections.deque(remote.remote(shared, item) for item in itertools.islice(waiting, ahead))
     while running:
-        result: Result = ray.get(running.popleft())
+        try:
+            result: Result = ray.get(running.popleft())
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+            raise PipelineError(
+                "a Ray worker died, most likely for lack of memory: give the cluster more, or set `engine: local`"
+            ) from None
         for item in itertools.islice(waiting, 1):
-            running.append(remote.remote(item))
+            running.append(remote.remote(shared, item))
         yield result
+
+
+def _apply(function: Callable[[Item], Result], item: Item) -> Result:
+    """Call FUNCTION; Ray takes functions only, and no ``functools.partial``."""
+    return function(item)

@@ -23,9 +23,7 @@ def main(
     counts to REPORT. Section `masks` of params.yaml names the segmenter. Each finished image is kept in STORE at
     once, so a stopped run goes on where it was, and images added later are the only ones segmented.
     """
-    summary = write_masks(
-        dataset, masks, store=store, params=load_params(params).masks, runtime=load_runtime(runtime)
-    )
+    summary = write_masks(dataset, masks, store=store, params=load_params(params).masks, runtime=load_runtime(runtime))
     write_json(report, summary)
 
 

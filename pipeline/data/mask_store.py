@@ -44,7 +44,9 @@ class MaskStore:
                 self._set_aside(error)
                 self._database = self._open()
         except (OSError, sqlite3.OperationalError) as error:
-            raise PipelineError(f"{path}: the store of finished masks cannot be opened ({error})") from None
+            raise PipelineError(
+                f"{path}: the store of finished masks cannot be opened ({error}); move it away or give another --store"
+            ) from None
 
     def _open(self) -> sqlite3.Connection:
         database = sqlite3.connect(self._path, timeout=_WAIT_FOR_LOCK_S, isolation_level=None)
@@ -58,6 +60,7 @@ class MaskStore:
                 "CREATE TABLE IF NOT EXISTS masks (image TEXT, settings TEXT, masks BLOB NOT NULL,"
                 " PRIMARY KEY (image, settings)) WITHOUT ROWID"
             )
+            database.text_factory = bytes  # a damaged blob that claims to be text is for _unpack to judge
         except sqlite3.Error:
             database.close()
             raise
@@ -73,15 +76,22 @@ class MaskStore:
         _log.warning("%s is damaged (%s): set aside as %s, masks are computed anew", self._path, error, aside)
 
     def get(self, image: str, settings: str) -> list[StoredMask] | None:
-        """Find the masks of an image, or None. A row that does not unpack counts as absent."""
-        row = self._database.execute(
-            "SELECT masks FROM masks WHERE image = ? AND settings = ?", (image, settings)
-        ).fetchone()
+        """Find the masks of an image, or None. A row that does not unpack counts as absent.
+
+        Raises:
+            PipelineError: the file was damaged after it was opened, or is no store of masks.
+        """
+        try:
+            row = self._database.execute(
+                "SELECT masks FROM masks WHERE image = ? AND settings = ?", (image, settings)
+            ).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise PipelineError(f"{self._path}: cannot be read ({error}); move it away and start again") from None
         if row is None:
             return None
         try:
             return _unpack(row[0])
-        except (zlib.error, ValueError, KeyError, TypeError) as error:
+        except (zlib.error, ValueError, TypeError, AttributeError) as error:
             _log.warning("%s: the row of image %.12s is damaged (%s) and computed anew", self._path, image, error)
             return None
 
@@ -93,7 +103,7 @@ class MaskStore:
         """
         try:
             self._database.execute("INSERT OR REPLACE INTO masks VALUES (?, ?, ?)", (image, settings, _pack(masks)))
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             raise PipelineError(f"{self._path}: masks cannot be stored ({error}); what is stored stays valid") from None
 
     def __enter__(self) -> "MaskStore":

@@ -43,9 +43,16 @@ def encode_mask(mask: Bool[np.ndarray, "height width"]) -> bytes:
 
 
 def decode_mask(rle: bytes, *, height: int, width: int) -> Bool[np.ndarray, "height width"]:
-    """Undo :func:`encode_mask` for an image of HEIGHT x WIDTH pixels."""
+    """Undo :func:`encode_mask` for an image of HEIGHT x WIDTH pixels.
+
+    Raises:
+        ValueError: RLE is of a mask of another size, or damaged.
+    """
     decoded: np.ndarray = coco.decode({"size": [height, width], "counts": rle})
-    return decoded.astype(bool)
+    mask = decoded.astype(bool)
+    if encode_mask(mask) != rle:  # where the counts end early, pycocotools leaves memory as it was
+        raise ValueError(f"the run lengths are not those of a mask of {width}x{height} pixels")
+    return mask
 
 
 def pairwise_iou(masks: Sequence[StoredMask], *, height: int, width: int) -> np.ndarray:
@@ -60,7 +67,8 @@ class MaskTableWriter:
     """Writes ``masks.parquet`` image by image, in bounded memory; a context manager."""
 
     def __init__(self, path: Path) -> None:
-        self._writer = pq.ParquetWriter(path, MASKS, compression="zstd")
+        # parquet's checksums are off by default, and without them a flipped bit gives another mask
+        self._writer = pq.ParquetWriter(path, MASKS, compression="zstd", write_page_checksum=True)
         self._rows: list[dict[str, Any]] = []
         self._images_waiting = 0
 
@@ -104,25 +112,26 @@ def iterate_masks(path: Path) -> Iterator[tuple[str, list[StoredMask]]]:
     Raises:
         PipelineError: missing, damaged, or not this table.
     """
+    current: str | None = None
+    masks: list[StoredMask] = []
+    for row in _iterate_rows(path):
+        if row["image_key"] != current:
+            if current is not None:
+                yield current, masks
+            current, masks = row["image_key"], []
+        masks.append(StoredMask(row["rle"], Box(*row["box"]), row["area_px"], row["score"], row["stability"]))
+    if current is not None:
+        yield current, masks
+
+
+def _iterate_rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         raise PipelineError(f"{path} does not exist: run `dvc repro masks`")
-    try:
-        table = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    try:  # around the reading, too: the pages are opened one after another
+        with pq.ParquetFile(path, page_checksum_verification=True) as table:
+            if not table.schema_arrow.equals(MASKS, check_metadata=False):
+                raise PipelineError(f"{path} was written by another version of the pipeline: run `dvc repro masks`")
+            for batch in table.iter_batches(batch_size=4096):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
         raise PipelineError(f"{path} is damaged ({' '.join(str(error).split())}): delete it and `dvc repro`") from None
-    with table:
-        if not table.schema_arrow.equals(MASKS, check_metadata=False):
-            raise PipelineError(f"{path} was written by another version of the pipeline: run `dvc repro masks`")
-        current: str | None = None
-        masks: list[StoredMask] = []
-        for batch in table.iter_batches(batch_size=4096):
-            for row in batch.to_pylist():
-                if row["image_key"] != current:
-                    if current is not None:
-                        yield current, masks
-                    current, masks = row["image_key"], []
-                masks.append(
-                    StoredMask(row["rle"], Box(*row["box"]), row["area_px"], row["score"], row["stability"])
-                )
-        if current is not None:
-            yield current, masks

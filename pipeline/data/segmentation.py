@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.data.boxes import box_of_mask
 from pipeline.data.catalogue import ImageRow, load_images
-from pipeline.data.images import read_image
+from pipeline.data.images import decode_image
 from pipeline.data.mask_store import MaskStore
 from pipeline.data.masks import MaskTableWriter, StoredMask, encode_mask
 from pipeline.engine import map_in_order
@@ -40,7 +40,8 @@ def write_masks(dataset: Path, out: Path, *, store: Path, params: MasksParams, r
         Counts of images and masks.
 
     Raises:
-        PipelineError: missing weights or extras, an unreadable image, a store that cannot be written.
+        PipelineError: missing weights or extras, an image that is unreadable or not the listed one, a store that
+            cannot be written.
     """
     images = load_images(dataset)
     settings = fingerprint(params)
@@ -106,9 +107,7 @@ def _key_of(row: ImageRow, params: MasksParams) -> str:
     return row.sha256
 
 
-def _segment_all(
-    rows: Sequence[ImageRow], *, params: MasksParams, runtime: Runtime
-) -> Iterator[list[StoredMask]]:
+def _segment_all(rows: Sequence[ImageRow], *, params: MasksParams, runtime: Runtime) -> Iterator[list[StoredMask]]:
     if segmenter_class(params).holds_device:  # a network stays in this process, on its one device
         keep_freed_memory()
         on_device = make_segmenter(params, device=runtime.torch_device)
@@ -117,7 +116,13 @@ def _segment_all(
 
 
 def _segment(segmenter: Segmenter, row: ImageRow) -> list[StoredMask]:
-    segments = segmenter.segment(read_image(row.path), row.object_box)
+    try:
+        content = row.path.read_bytes()
+    except FileNotFoundError:
+        raise PipelineError(f"{row.path}: this image does not exist; run `dvc checkout` or `dvc repro`") from None
+    if sha256_of(content) != row.sha256:  # the store would keep the masks of one picture as those of another
+        raise PipelineError(f"{row.path}: was changed after images.parquet was written; run `dvc repro`")
+    segments = segmenter.segment(decode_image(content, row.path), row.object_box)
     return [
         StoredMask(
             encode_mask(segment.mask),

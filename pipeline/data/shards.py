@@ -33,7 +33,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from pipeline.artifacts import VIEWS, metadata_of, read_table, write_table
-from pipeline.data.boxes import Box
+from pipeline.data.boxes import Box, box_of_mask
 from pipeline.data.catalogue import ImageRow, load_images
 from pipeline.data.images import read_image
 from pipeline.data.masks import StoredMask, decode_mask, iterate_masks
@@ -52,7 +52,7 @@ _SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """One bag, encoded: the members of its webdataset sample in tar order, its table rows, what was passed over."""
+    """One bag, encoded: the members of its webdataset sample, its table rows, what was passed over."""
 
     image_key: str
     split: str
@@ -99,9 +99,7 @@ def write_crops(dataset: Path, masks: Path, out: Path, *, params: CropsParams, r
             num_fallback += not params.whole_image and sample.rows[0]["mask_idx"] == WHOLE_IMAGE
         stack.close()
         rows.sort(key=lambda row: (row["split"], row["image_key"], row["view_idx"]))
-        write_table(
-            folder / VIEWS_TABLE, rows, VIEWS, class_names=list(images.class_names), size_px=params.size_px
-        )
+        write_table(folder / VIEWS_TABLE, rows, VIEWS, class_names=list(images.class_names), size_px=params.size_px)
     num_mask_views = sum(row["mask_idx"] != WHOLE_IMAGE for row in rows)
     num_out = sum(images_out.values())
     assert len(images.rows) == num_out + dropped, "an image got lost"
@@ -123,7 +121,9 @@ def _join(images: Sequence[ImageRow], masks: Path) -> Iterator[tuple[ImageRow, l
     current = next(stored, None)
     for image in images:
         if current is not None and current[0] < image.image_key:
-            raise PipelineError(f"{masks}: has masks of {current[0]}, which is no image of the data set: `dvc repro`")
+            raise PipelineError(
+                f"{masks}: has masks of {current[0]}, which is no image of the data set: run `dvc repro`"
+            )
         if current is not None and current[0] == image.image_key:
             yield image, current[1]
             current = next(stored, None)
@@ -151,7 +151,7 @@ def _encode_bag(item: tuple[ImageRow, list[StoredMask]], *, params: CropsParams)
     for view_idx, mask_idx in enumerate(choice.mask_idxs):
         stored = masks[mask_idx]
         box = box_of_view(stored.box, height=height, width=width, params=params)
-        view, mask = cut_view(image, decode_mask(stored.rle, height=height, width=width), box, params)
+        view, mask = cut_view(image, _mask_in_image(image_row, mask_idx, stored), box, params)
         member = f"{view_idx:02d}"
         members[f"{member}.jpg"] = _encode_jpeg(view, params.jpeg_quality)
         members[f"{member}.mask.png"] = _encode_mask_png(mask)
@@ -199,6 +199,19 @@ def _encode_bag(item: tuple[ImageRow, list[StoredMask]], *, params: CropsParams)
     return _Sample(image_row.image_key, image_row.split, {"json": encoded, **members}, rows, passed_over, len(masks))
 
 
+def _mask_in_image(image_row: ImageRow, mask_idx: int, stored: StoredMask) -> Bool[np.ndarray, "height width"]:
+    """Decode a mask and make sure that it was predicted on this picture, not on an older one of another size."""
+    try:
+        mask = decode_mask(stored.rle, height=image_row.height, width=image_row.width)
+        if box_of_mask(mask) != stored.box:
+            raise ValueError(f"it does not fill its box {tuple(stored.box)}")
+    except ValueError as error:
+        raise PipelineError(
+            f"{image_row.path}: mask {mask_idx} is not of this picture ({error}): run `dvc repro masks`"
+        ) from None
+    return mask
+
+
 def _encode_jpeg(view: UInt8[np.ndarray, "side side 3"], quality: int) -> bytes:
     encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(view), quality, "RGB", "444")
     return encoded
@@ -227,9 +240,9 @@ class _SplitWriter:
         if self._num_bags % self._bags_per_shard == 0:
             self._close_shard()
             self._path = self._folder / f"{self._split}-{self._num_bags // self._bags_per_shard:05d}.tar"
-            # fixed time, owner and mode: equal bags make equal tars
+            # fixed time, owner and mode: equal bags make equal tars. A float as time would cost each member a kilobyte
             self._tar = webdataset.TarWriter(
-                str(self._path), user="protomask", group="protomask", mode=0o644, mtime=0.0, encoder=False
+                str(self._path), user="protomask", group="protomask", mode=0o644, mtime=0, encoder=False
             )
         assert self._tar is not None
         self._tar.write({"__key__": sample.image_key, **sample.members})
@@ -305,12 +318,7 @@ class BagReader:
             wanted = row["in_bag"] if views == "bag" else row["mask_idx"] == WHOLE_IMAGE
             if row["split"] != split or not wanted:
                 continue
-            view = ViewRow(
-                **{
-                    name: Box(*row[name]) if name in ("box", "mask_box") else row[name]
-                    for name in fields
-                }
-            )
+            view = ViewRow(**{name: Box(*row[name]) if name in ("box", "mask_box") else row[name] for name in fields})
             if not self._bags or self._bags[-1][0].image_key != view.image_key:
                 self._bags.append([])
             self._bags[-1].append(view)
@@ -349,11 +357,23 @@ class BagReader:
         return np.stack([self._decode(row) for row in self._bags[bag_idx]])
 
     def mask(self, row: ViewRow) -> Bool[np.ndarray, "side side"]:
-        """Read the mask inside one view; all True for the whole image."""
+        """Read the mask inside one view; all True for the whole image.
+
+        Raises:
+            PipelineError: a shard is missing or was changed after the table was written.
+        """
         if row.mask_offset is None or row.mask_size is None:
             return np.ones((self.size_px, self.size_px), dtype=bool)
-        with Image.open(io.BytesIO(self._read(row.shard, row.mask_offset, row.mask_size))) as picture:
-            return np.asarray(picture, dtype=bool)
+        content = self._read(row.shard, row.mask_offset, row.mask_size)
+        try:
+            with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+                mask = np.asarray(picture, dtype=bool)
+        except Exception as error:  # whatever a damaged file makes PIL trip over
+            why = f"mask of view {row.view_idx} of {row.image_key}: {type(error).__name__}"
+            raise self._damaged(row.shard, why) from None
+        if mask.shape != (self.size_px, self.size_px):
+            raise self._damaged(row.shard, f"mask of view {row.view_idx} of {row.image_key} has shape {mask.shape}")
+        return mask
 
     def _decode(self, row: ViewRow) -> UInt8[np.ndarray, "side side 3"]:
         content = self._read(row.shard, row.jpeg_offset, row.jpeg_size)

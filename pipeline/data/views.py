@@ -78,12 +78,12 @@ def box_of_view(mask_box: Box, *, height: int, width: int, params: CropsParams) 
     pad_y = round(params.padding_frac * mask_box.height_px)
     x0, x1 = max(0, mask_box.x0 - pad_x), min(width, mask_box.x1 + pad_x)
     y0, y1 = max(0, mask_box.y0 - pad_y), min(height, mask_box.y1 + pad_y)
-    least_width, least_height = round(params.min_box_side_frac * width), round(params.min_box_side_frac * height)
+    x0, x1 = _grown(x0, x1, round(params.min_box_side_frac * width), width)
+    y0, y1 = _grown(y0, y1, round(params.min_box_side_frac * height), height)
     if params.square:
         side = max(x1 - x0, y1 - y0)
-        least_width, least_height = max(least_width, side), max(least_height, side)
-    x0, x1 = _grown(x0, x1, least_width, width)
-    y0, y1 = _grown(y0, y1, least_height, height)
+        x0, x1 = _grown(x0, x1, side, width)
+        y0, y1 = _grown(y0, y1, side, height)
     return Box(x0, y0, x1, y1)
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -28,6 +29,7 @@ class Backbone(nn.Module):
 
     mean: Tensor
     std: Tensor
+    _network: Any  # timm's classes have no common interface in types
 
     def __init__(self, name: str, *, weights: Path | None = None, pretrained: bool = False) -> None:
         """Build the network.
@@ -42,11 +44,10 @@ class Backbone(nn.Module):
         """
         super().__init__()
         self.name = name
-        self._network = _create(name, weights, pretrained)
+        # channels last: convolutions on the CPU and on recent GPUs are several times faster, the values are the same
+        self._network = _create(name, weights, pretrained).to(memory_format=torch.channels_last)
         config = self._network.pretrained_cfg
         self.num_channels = int(self._network.num_features)
-        if hasattr(self._network, "head_hidden_size") and hasattr(self._network, "conv_head"):
-            self.num_channels = int(self._network.head_hidden_size)
         # not in the state dict: they belong to the name, and model.json holds the name
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
@@ -65,14 +66,16 @@ class Backbone(nn.Module):
         if features.dim() == 3:  # a ViT's tokens: [view, prefix + place, channel]
             places = features[:, getattr(self._network, "num_prefix_tokens", 0) :]
             side = round(places.shape[1] ** 0.5)
-            features = places.transpose(1, 2).unflatten(2, (side, -1))  # [view, channel, height, width]
+            num_views, _, num_channels = places.shape
+            features = places.transpose(1, 2).reshape(num_views, num_channels, side, -1)  # [view, channel, height, width]
         elif getattr(self._network, "output_fmt", "NCHW") == "NHWC":
             features = features.permute(0, 3, 1, 2)  # [view, channel, height, width]
         return features
 
     def pooled(self, views: Tensor) -> Float[Tensor, "view channel"]:
         """Average the feature grid over its places."""
-        return self(views).mean(dim=(2, 3))
+        features: Tensor = self(views).mean(dim=(2, 3))
+        return features
 
     def layers(self) -> list[list[nn.Module]]:
         """Group the modules by depth, stem first, the way timm does for layer-wise decay."""
@@ -93,18 +96,16 @@ class Backbone(nn.Module):
                 self.requires_grad_(True)
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Switch to training mode, except for normalisation layers whose parameters are frozen.
+        """Switch to training mode, except for the parts that are frozen as a whole.
 
         Frozen statistics must not drift: a projected prototype would no longer be the feature of its view.
         """
         super().train(mode)
         if mode:
             for module in self._network.modules():
-                own = list(module.parameters(recurse=False))
-                if own and not any(parameter.requires_grad for parameter in own):
+                parameters = list(module.parameters())
+                if parameters and not any(parameter.requires_grad for parameter in parameters):
                     module.eval()
-            if not any(parameter.requires_grad for parameter in self.parameters()):
-                self._network.eval()
         return self
 
 
@@ -118,7 +119,7 @@ def _create(name: str, weights: Path | None, pretrained: bool) -> nn.Module:
         network: nn.Module = timm.create_model(name, pretrained=from_hub, num_classes=0)
     except (OSError, RuntimeError, ValueError) as error:
         if not from_hub:
-            raise
+            raise PipelineError(f"model.backbone: timm cannot build {name!r} ({_one_line(error)})") from None
         raise PipelineError(
             f"model.backbone: the pretrained weights of {name} cannot be fetched ({_one_line(error)}); set"
             f" model.weights to a local checkpoint, model.pretrained to false, or use {PACKAGED_BACKBONE}"

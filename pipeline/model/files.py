@@ -15,6 +15,10 @@ from pipeline.model.network import BlackBox, ProtoMask
 
 _TENSORS = "model.safetensors"
 _DESCRIPTION = "model.json"
+_KEYS = {
+    "blackbox": {"backbone", "class_names", "head", "size_px"},
+    "protomask": {"backbone", "class_names", "dim", "head", "prototype_labels", "similarity_epsilon", "size_px"},
+}
 
 
 def save_model(folder: Path, network: ProtoMask | BlackBox, *, class_names: list[str], size_px: int) -> None:
@@ -65,9 +69,13 @@ def load_blackbox(folder: Path) -> tuple[BlackBox, dict[str, Any]]:
 
 
 def _load(folder: Path, head: Literal["protomask", "blackbox"]) -> tuple[nn.Module, dict[str, Any]]:
-    description: dict[str, Any] = read_json(folder / _DESCRIPTION)
-    if description.get("head") != head:
-        raise PipelineError(f"{folder / _DESCRIPTION}: is a {description.get('head')} network, expected {head}")
+    path = folder / _DESCRIPTION
+    description: dict[str, Any] = read_json(path)
+    kind = description.get("head") if isinstance(description, dict) else None
+    if kind in _KEYS and kind != head:
+        raise PipelineError(f"{path}: is a {kind} network, expected {head}")
+    if kind is None or not _KEYS[head] <= description.keys():
+        raise PipelineError(f"{path} does not describe a {head} network: delete it and run `dvc repro`")
     backbone = Backbone(description["backbone"])
     num_classes = len(description["class_names"])
     network: ProtoMask | BlackBox

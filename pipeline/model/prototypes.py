@@ -14,11 +14,14 @@ def squared_distance(
 ) -> Float[Tensor, "view prototype"]:
     """Compute ||z - p||^2, at least 0 (paper section 3).
 
-    Expanded as z.z - 2 z.p + p.p, one matrix product; rounding below zero is clipped.
+    Expanded as z.z - 2 z.p + p.p, one matrix product, in float64: in float32 the terms cancel and leave an error that
+    grows with ``dim`` and swamps small distances (with TensorFloat-32 on CUDA, most of them). Rounding below zero is
+    clipped.
     """
-    cross = features @ prototypes.T  # [view, prototype]
-    own = features.square().sum(dim=1, keepdim=True) + prototypes.square().sum(dim=1)  # [view, prototype]
-    return (own - 2 * cross).clamp_min(0)
+    wide = torch.float32 if features.device.type == "mps" else torch.float64  # MPS has no float64
+    z, p = features.to(wide), prototypes.to(wide)
+    distance = z.square().sum(dim=1, keepdim=True) + p.square().sum(dim=1) - 2 * (z @ p.T)  # [view, prototype]
+    return distance.clamp_min(0).to(features.dtype)
 
 
 def log_similarity(distance: Float[Tensor, "*any"], epsilon: float) -> Float[Tensor, "*any"]:

@@ -13,7 +13,7 @@ from pipeline.params import MasksParams
 from pipeline.segmenters.interface import Segment, Segmenter
 from pipeline.segmenters.records import check_points, segments_of_records, sturdy
 
-_SOURCE = "for example sam2.1_hiera_base_plus.pt of the SAM 2 repository, under weights/"
+_WANTED = "one of the SAM 2 repository, such as sam2.1_hiera_base_plus.pt, for example under weights/"
 
 
 class Sam2Segmenter(Segmenter):
@@ -47,7 +47,7 @@ class Sam2Segmenter(Segmenter):
         weights, settings = Path(params.weights), params.sam2
         check_points(settings, "sam2")
         if not weights.is_file():
-            raise PipelineError(f"masks.weights: {weights} does not exist; put there a checkpoint, {_SOURCE}")
+            raise PipelineError(f"masks.weights: {weights} does not exist; put there {_WANTED}")
         try:
             # without post-processing the network's masks are those of the paper's code
             model = build_sam2(settings.config, str(weights), device=device, apply_postprocessing=False)
@@ -59,7 +59,7 @@ class Sam2Segmenter(Segmenter):
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
             raise PipelineError(
                 f"masks.weights: {weights} does not fit masks.sam2.config {settings.config!r}, or is no whole"
-                f" checkpoint ({type(error).__name__}); use one of the SAM 2 repository, {_SOURCE}"
+                f" checkpoint ({type(error).__name__}); use {_WANTED}"
             ) from error
         generator_class = sturdy(SAM2AutomaticMaskGenerator, MaskData)
         return cls(generator_class(model, **settings.model_dump(exclude={"config"})))

@@ -31,8 +31,9 @@ from pipeline.segmenters.interface import Segment, Segmenter
 
 _MIN_PERSISTENCE = 1e-6  # what rounding leaves of 0; such a region does not differ from what it is merged with
 _SLIC_ITERATIONS = 5  # half of scikit-image's default: as good masks, in half the time
-_SLIC_MIN_SIZE = 0.1  # smaller fragments (share of the mean superpixel) join a neighbour, whatever its colour; with
-# scikit-image's 0.5 that blurs edges
+# fragments below this share of the mean superpixel join a neighbour whatever its colour: 0.5, scikit-image's default,
+# moves edges
+_SLIC_MIN_SIZE = 0.1
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from pipeline.data.shards import BagReader
 
@@ -85,12 +85,15 @@ def loader(
         num_workers: processes that decode; they draw no random numbers, so their number changes nothing.
         shuffle_seed: None keeps the order.
     """
-    generator = torch.Generator().manual_seed(shuffle_seed) if shuffle_seed is not None else None
+    sampler: RandomSampler | None = None
+    if shuffle_seed is not None:
+        sampler = RandomSampler(bags, generator=torch.Generator().manual_seed(shuffle_seed))  # type: ignore[arg-type]
     return DataLoader(
         bags,
         batch_size=batch_images,
-        shuffle=generator is not None,
-        generator=generator,
+        sampler=sampler,
+        # the loader draws its processes' seeds from here, as often as their number makes it; nobody uses them
+        generator=torch.Generator(),
         collate_fn=pack,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from dvclive import Live
 from jaxtyping import Float
+from scmrepo.exceptions import SCMError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -73,6 +74,8 @@ def prepare(seed: int) -> None:
     warnings.filterwarnings("ignore", module=r"lightning\..*")  # hints on loader workers, missing loggers
     L.seed_everything(seed, workers=True, verbose=False)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # the deterministic mode also fills every new tensor; nothing here reads memory that was not written
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.set_float32_matmul_precision("high")
 
 
@@ -182,7 +185,7 @@ def _train_protomask(
     network = _protomask(training, params.model)
     train_params = params.train
     report: dict[str, Any] = {}
-    with Live(str(curves), dvcyaml=False, save_dvc_exp=False) as live:
+    with _live(curves) as live:
         if train_params.warmup.epochs or train_params.prototype_init == "features":
             pooled, pooled_val = _both_pooled(network.backbone, training, validation, params, runtime)
             if train_params.prototype_init == "features":
@@ -214,7 +217,7 @@ def _train_blackbox(
     network = BlackBox(_backbone(params.model), num_classes=len(training.class_names))
     train_params = params.train
     report: dict[str, Any] = {}
-    with Live(str(curves), dvcyaml=False, save_dvc_exp=False) as live:
+    with _live(curves) as live:
         if train_params.warmup.epochs:
             pooled, pooled_val = _both_pooled(network.backbone, training, validation, params, runtime)
             phase = BlackBoxPhase(
@@ -230,6 +233,13 @@ def _train_blackbox(
             joint = BlackBoxPhase(network, **_joint_settings(network, training, train_params))
             report["joint"] = _joint(joint, training, validation, params=params, runtime=runtime, live=live)
     return network, training, report
+
+
+def _live(folder: Path) -> Live:
+    try:
+        return Live(str(folder), dvcyaml=False, save_dvc_exp=False)
+    except SCMError as error:
+        raise PipelineError(f"DVCLive cannot read the git repository ({error}): make a first commit") from None
 
 
 def _both_pooled(

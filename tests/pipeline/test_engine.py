@@ -111,13 +111,33 @@ def test_a_worker_that_dies_while_items_are_being_handed_out_is_the_same_error()
         list(map_in_order(partial(_die_at, bad=0), slowly(), runtime=Runtime(), workers=2))
 
 
-def test_ray_gives_the_same_results_in_the_same_order():
+@pytest.fixture(scope="module")
+def with_ray() -> Iterator[Runtime]:
     ray = pytest.importorskip("ray")
-    try:
-        results = map_in_order(_square_slow_first, range(20), runtime=Runtime(engine="ray"))
-        assert list(results) == [number * number for number in range(20)]
-    finally:
-        ray.shutdown()
+    yield Runtime(engine="ray")
+    ray.shutdown()
+
+
+def test_ray_gives_the_same_results_in_the_same_order(with_ray):
+    results = map_in_order(partial(_fail_at, bad=-1), range(20), runtime=with_ray)  # stages hand partials over
+    assert list(results) == list(range(20))
+    assert list(map_in_order(_square_slow_first, range(20), runtime=with_ray)) == [n * n for n in range(20)]
+
+
+def test_what_the_function_raises_on_ray_is_raised_here_as_it_was(with_ray):
+    with pytest.raises(PipelineError, match=r"^image 0 is damaged$") as raised:
+        list(map_in_order(_fail_for_the_user, range(3), runtime=with_ray))
+    assert type(raised.value) is PipelineError
+
+
+def test_a_ray_worker_that_dies_is_an_error_that_names_the_way_out(with_ray):
+    with pytest.raises(PipelineError, match=r"a Ray worker died.*`engine: local`"):
+        list(map_in_order(partial(_die_at, bad=2), range(5), runtime=with_ray))
+
+
+def test_what_must_stay_in_this_process_does_so_with_ray_too():
+    runtime = Runtime(engine="ray")
+    assert set(map_in_order(_process_id, range(4), runtime=runtime, workers=1)) == {os.getpid()}
 
 
 def test_ray_that_is_not_installed_is_an_error_that_names_the_extra(monkeypatch):

@@ -120,7 +120,7 @@ def _draw_pose(scene_seed: Sequence[int]) -> _Pose:
     return _Pose(
         facing=int(rng.choice((-1, 1))),
         angle=np.radians(rng.uniform(-25, 25)),
-        unit=rng.uniform(0.27, 0.335),
+        unit=rng.uniform(0.28, 0.34),
         stretch=rng.uniform(0.96, 1.05),
         x=rng.uniform(0.46, 0.54),
         y=rng.uniform(0.46, 0.54),
@@ -161,7 +161,7 @@ _NECK = np.array([0.24, -0.38])
 _TAIL_BASE = np.array([-0.62, 0.30])
 _SHOULDER = np.array([0.16, -0.14])
 _FEET = np.array([0.08, 0.90])
-_MIDDLE = np.array([-0.16, -0.04])  # of beak, tail and feet: what stands near the middle of the image
+_MIDDLE = np.array([-0.20, 0.0])  # of beak, tail and feet: what stands near the middle of the image
 
 _TRUNK = np.array(
     [[0.10, -0.68], [-0.16, -0.40], [-0.48, -0.06], [-0.76, 0.24], [-0.72, 0.40], [-0.44, 0.52], [-0.10, 0.60],
@@ -229,9 +229,9 @@ class _Bird:
     def _paint_tail(self) -> None:
         if "tail" not in self._layers:
             return
-        length = {"short": 0.52, "forked": 0.80, "long": 1.12}[self._species.tail]
+        length = {"short": 0.44, "forked": 0.90, "long": 1.20}[self._species.tail]
         if self._species.tail == "forked":
-            shape = [[0.10, -0.15], [-0.5 * length, -0.15], [-length, -0.29], [-0.52 * length, 0.0], [-length, 0.29],
+            shape = [[0.10, -0.15], [-0.5 * length, -0.15], [-length, -0.36], [-0.52 * length, 0.0], [-length, 0.36],
                      [-0.5 * length, 0.15], [0.10, 0.15]]  # fmt: skip
             outline = np.array(shape)
         else:
@@ -308,8 +308,8 @@ class _Bird:
             gape = np.array([[0.62, -0.595], [0.80, -0.60], [0.94, -0.572]])
         elif kind == "long":
             along = np.linspace(0, 1, 10)
-            gape = np.stack([0.60 + 0.78 * along, -0.62 + 0.20 * along**2], axis=1)
-            outline = ribbon(gape, (0.18 - 0.155 * along).tolist())
+            gape = np.stack([0.60 + 0.84 * along, -0.62 + 0.20 * along**2], axis=1)
+            outline = ribbon(gape, (0.20 - 0.17 * along).tolist())
         else:
             outline = smooth_outline(
                 np.array([[0.58, -0.76], [0.78, -0.78], [0.98, -0.66], [1.02, -0.42], [0.94, -0.50], [0.84, -0.52],

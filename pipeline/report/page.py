@@ -1,0 +1,290 @@
+"""The report: one page and its pictures in a folder that needs nothing else, offline and wherever it is copied."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipeline.artifacts import VIEWS, read_table
+from pipeline.data.catalogue import ImagesTable, load_images
+from pipeline.data.shards import VIEWS_TABLE
+from pipeline.errors import PipelineError
+from pipeline.io import new_folder
+from pipeline.metrics.interface import Metric
+from pipeline.metrics.registry import METRICS, metric
+from pipeline.params import Params
+from pipeline.report import curves, inputs
+from pipeline.report.gallery import Card, count_usage, draw_cards, make_cards, read_prototypes
+from pipeline.report.inputs import MetricsContent
+from pipeline.report.tables import ROW_TITLES, metric_title, render_value
+from pipeline.report.thumbnails import BOX_RGB, OUTLINE_RGB
+from pipeline.runtime import Runtime
+
+_log = logging.getLogger(__name__)
+
+PAGE = "index.html"
+PICTURES = "images"
+
+_ABSENT = "–"
+_MINUS = "−"
+_DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "neither": "neither way is better"}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the metrics table: a row of metrics.json."""
+
+    row: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A rendered value; ``is_best`` among the columns that have one."""
+
+    text: str
+    is_best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TableLine:
+    """One metric; ``price`` is ProtoMask's value less the black box's."""
+
+    metric: Metric
+    title: str
+    direction: str
+    cells: tuple[Cell, ...]
+    price: str
+
+
+@dataclass(frozen=True, slots=True)
+class ViewsPerImage:
+    """How many views the images have."""
+
+    median: float
+    least: int
+    most: int
+
+
+def write_report(
+    dataset: Path,
+    masks: Path,
+    crops: Path,
+    final: Path,
+    results: Path,
+    out: Path,
+    *,
+    params: Params,
+    runtime: Runtime,
+) -> Path:
+    """Write ``index.html`` and its pictures into OUT.
+
+    Args:
+        dataset: folder with ``images.parquet``.
+        masks: folder with ``masks.parquet``.
+        crops: folder with shards.
+        final: the finished network with ``prototypes.parquet``.
+        results: what the stages from train to evaluate reported.
+        out: replaced as a whole when everything is written.
+        params: report is used; all sections are shown.
+        runtime: workers.
+
+    Returns:
+        The page.
+
+    Raises:
+        PipelineError: an input is missing, damaged or does not fit the others.
+    """
+    images = load_images(dataset)
+    metrics = inputs.read_metrics(results / "metrics.json")
+    summary = inputs.read_train_summary(results / "train/summary.json")
+    content = {
+        "projection": inputs.read_projection(results / "project.json"),
+        "finetune": inputs.read_finetune(results / "finetune.json"),
+        "network": inputs.read_network(final / "model.json"),
+        "views": _views_per_image(crops / VIEWS_TABLE),
+    }
+    charts = curves.training_charts(results / "train", summary)
+    rows = read_prototypes(final)
+    usage = count_usage(results / "per_image.parquet", [row["label"] for row in rows])
+    cards = make_cards(final, usage, rows)
+    with new_folder(out) as folder:
+        cards = draw_cards(
+            cards,
+            folder / PICTURES,
+            images=images,
+            masks=masks / "masks.parquet",
+            crops=crops,
+            thumbnail_px=params.report.thumbnail_px,
+            runtime=runtime,
+        )
+        page = (
+            _environment()
+            .get_template("index.html.j2")
+            .render(
+                **content,
+                dataset_name=params.dataset.name,
+                num_classes=len(images.class_names),
+                num_per_split=_num_per_split(images),
+                headline=_headline(metrics),
+                columns=table_columns(metrics),
+                families=_by_family(table_lines(metrics)),
+                metric_definitions=METRICS,
+                charts=charts,
+                plot=curves.PLOT,
+                training=_phases(summary),
+                usage=usage,
+                classes=_by_class(cards),
+                num_cards=len(cards),
+                num_unused=sum(card.usage.num_images == 0 for card in cards),
+                num_duplicates=sum(bool(card.same_view_as) for card in cards),
+                num_sourceless=sum(card.source is None for card in cards),
+                pictures=PICTURES,
+                outline_rgb=OUTLINE_RGB,
+                box_rgb=BOX_RGB,
+                seed=params.seed,
+                sections=_sections(params),
+            )
+        )
+        (folder / PAGE).write_text(page, encoding="utf-8")
+    _log.info("report of %d prototypes: %s", len(cards), out / PAGE)
+    return out / PAGE
+
+
+def _environment() -> Environment:
+    # everything is escaped, whatever the template's name: class names are other people's text
+    environment = Environment(
+        loader=PackageLoader("pipeline.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["percent"] = lambda fraction: f"{100 * fraction:.2f} %"
+    return environment
+
+
+def table_columns(metrics: MetricsContent) -> list[Column]:
+    """Order the columns: ProtoMask, the black box beside it, then ProtoMask's earlier states."""
+    order = ["protomask", "blackbox", *(row for row in ROW_TITLES if row not in ("protomask", "blackbox"))]
+    titles = {
+        row: f"ProtoMask {title.removeprefix('- ')}" if title.startswith("- ") else title
+        for row, title in ROW_TITLES.items()
+    }
+    return [Column(row, titles[row]) for row in order if row in metrics]
+
+
+def table_lines(metrics: MetricsContent) -> list[TableLine]:
+    """Lay out the metrics table in the order of :func:`table_columns`.
+
+    The best value of a line is marked where at least two columns have one and they differ as rendered; all columns
+    come from the same test images, so they are comparable.
+    """
+    rows = [column.row for column in table_columns(metrics)]
+    lines = []
+    for declared in METRICS:
+        values = {row: metrics[row].get(declared.family, {}).get(declared.key) for row in rows}
+        best = _best(declared, [value for value in values.values() if value is not None])
+        texts = [render_value(declared, value) for value in values.values()]
+        lines.append(
+            TableLine(
+                metric=declared,
+                title=metric_title(declared),
+                direction=_DIRECTIONS[declared.direction],
+                cells=tuple(Cell(text, text == best) for text in texts),
+                price=_difference(declared, values["protomask"], values.get("blackbox")),
+            )
+        )
+    return lines
+
+
+def _best(declared: Metric, values: list[float]) -> str | None:
+    texts = {render_value(declared, value) for value in values}
+    if declared.direction == "neither" or len(texts) < 2:
+        return None
+    return render_value(declared, max(values) if declared.direction == "higher" else min(values))
+
+
+def _difference(declared: Metric, own: float | None, other: float | None) -> str:
+    if own is None or other is None:
+        return _ABSENT
+    size = render_value(declared, abs(own - other))
+    if not size.strip("0."):
+        return size
+    return f"{'+' if own > other else _MINUS}{size}"
+
+
+def _by_family(lines: list[TableLine]) -> dict[str, list[TableLine]]:
+    families: dict[str, list[TableLine]] = {}
+    for line in lines:
+        families.setdefault(line.metric.family, []).append(line)
+    return families
+
+
+def _headline(metrics: MetricsContent) -> dict[str, str | None]:
+    """Balanced accuracy of both networks and their difference, rendered; None without a black box."""
+    declared = metric("classification", "balanced_accuracy")
+    own, other = (metrics.get(row, {}).get(declared.family, {}).get(declared.key) for row in ("protomask", "blackbox"))
+    return {
+        "protomask": render_value(declared, own),
+        "blackbox": None if other is None else render_value(declared, other),
+        "difference": None if other is None else _difference(declared, own, other),
+    }
+
+
+def _phases(summary: inputs.TrainSummary) -> list[dict[str, Any]]:
+    return [
+        {"network": network_title, "phase": phase_title, "report": summary[network][phase]}
+        for network, network_title in curves.NETWORK_TITLES.items()
+        for phase, phase_title in curves.PHASE_TITLES.items()
+        if phase in summary.get(network, {})
+    ]
+
+
+def _num_per_split(images: ImagesTable) -> dict[str, int]:
+    return {
+        "training": len(images.of_split("train")),
+        "validation": len(images.of_split("val")),
+        "test": len(images.of_split("test")),
+    }
+
+
+def _views_per_image(path: Path) -> ViewsPerImage:
+    table = read_table(path, VIEWS)
+    counts = table.filter(table["in_bag"]).group_by("image_key").aggregate([("view_idx", "count")])["view_idx_count"]
+    if not len(counts):
+        raise PipelineError(f"{path} lists no view: run `dvc repro crops`")
+    extremes = pc.min_max(counts)
+    median = pc.quantile(counts, 0.5)[0].as_py()
+    return ViewsPerImage(median, extremes["min"].as_py(), extremes["max"].as_py())
+
+
+def _by_class(cards: list[Card]) -> list[dict[str, Any]]:
+    """Group the cards by class, in label order."""
+    classes: dict[int, list[Card]] = {}
+    for card in cards:
+        classes.setdefault(card.label, []).append(card)
+    return [
+        {"label": label, "name": of_class[0].class_name, "cards": of_class}
+        for label, of_class in sorted(classes.items())
+    ]
+
+
+def _sections(params: Params) -> dict[str, list[tuple[str, str]]]:
+    """List the params of every section as (key, value); keys of subsections are joined to theirs by dots."""
+    content = params.model_dump(mode="json")
+    return {name: list(_flat(section, "")) for name, section in content.items() if isinstance(section, dict)}
+
+
+def _flat(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,154 @@
+"""Small pictures of prototypes: the photograph with the mask and the box of the view drawn on it, and the view.
+
+Nothing heavy is imported here: worker processes do.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from pipeline.data.boxes import Box
+from pipeline.data.images import read_image
+from pipeline.data.masks import decode_mask
+from pipeline.errors import PipelineError
+
+OUTLINE_RGB = (255, 214, 0)
+BOX_RGB = (255, 255, 255)
+_EDGE_RGB = (0, 0, 0)  # beside a line, so that it shows on light and dark pictures
+_QUALITY = 85
+
+
+@dataclass(frozen=True, slots=True)
+class SourceView:
+    """A view to be drawn.
+
+    Attributes:
+        pixels: the view as the network sees it, RGB.
+        box: what it shows; half-open, image pixels.
+        rle: the mask, as stored; None for the whole image.
+    """
+
+    pixels: UInt8[np.ndarray, "side side 3"]
+    box: Box
+    rle: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceImage:
+    """A photograph and those of its views that prototypes came from."""
+
+    path: Path
+    width: int
+    height: int
+    views: tuple[SourceView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """A JPEG file's bytes."""
+
+    content: bytes
+    width: int
+    height: int
+
+
+def draw_source(source: SourceImage, *, side_px: int) -> list[tuple[Thumbnail, Thumbnail]]:
+    """Draw, for each view of SOURCE, the photograph with outline and box, and the view.
+
+    Args:
+        source: what to draw.
+        side_px: the longer side of what comes back; pictures are never enlarged.
+
+    Raises:
+        PipelineError: the photograph is missing, damaged or of another size than its table says.
+    """
+    image = read_image(source.path)
+    if image.shape[:2] != (source.height, source.width):
+        raise PipelineError(
+            f"{source.path}: is {image.shape[1]}x{image.shape[0]}, its table says {source.width}x{source.height}: "
+            "run `dvc checkout` or `dvc repro dataset`"
+        )
+    small = shrunk(image, side_px)
+    drawn = []
+    for view in source.views:
+        mask = None
+        if view.rle is not None:
+            mask = decode_mask(view.rle, height=source.height, width=source.width)
+        photograph = with_outline_and_box(small, mask, view.box, scale=small.shape[1] / source.width)
+        drawn.append((_encoded(photograph), _encoded(shrunk(view.pixels, side_px))))
+    return drawn
+
+
+def shrunk(image: UInt8[np.ndarray, "height width 3"], side_px: int) -> UInt8[np.ndarray, "new_height new_width 3"]:
+    """Bring the longer side down to SIDE_PX; smaller pictures stay as they are."""
+    height, width = image.shape[:2]
+    scale = side_px / max(height, width)
+    if scale >= 1:
+        return image
+    size = (max(1, round(scale * width)), max(1, round(scale * height)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+
+
+def with_outline_and_box(
+    picture: UInt8[np.ndarray, "height width 3"],
+    mask: Bool[np.ndarray, "image_height image_width"] | None,
+    box: Box,
+    *,
+    scale: float,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Draw the rim of MASK and the frame of BOX.
+
+    Args:
+        picture: RGB; not changed.
+        mask: in the size of the original image; None draws no rim.
+        box: half-open, pixels of the original image.
+        scale: picture pixels per image pixel.
+    """
+    height, width = picture.shape[:2]
+    drawn: np.ndarray = picture.copy()
+    inside = np.zeros((height, width), dtype=bool)
+    x0, y0 = min(int(scale * box.x0), width - 1), min(int(scale * box.y0), height - 1)
+    inside[y0 : max(y0 + 1, round(scale * box.y1)), x0 : max(x0 + 1, round(scale * box.x1))] = True
+    _draw(drawn, inside, BOX_RGB, thickness_px=1)
+    if mask is not None:
+        share = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
+        _draw(drawn, np.asarray(share) >= 64, OUTLINE_RGB, thickness_px=2)
+    return drawn
+
+
+def _draw(
+    picture: UInt8[np.ndarray, "height width 3"],
+    region: Bool[np.ndarray, "height width"],
+    colour: tuple[int, int, int],
+    thickness_px: int,
+) -> None:
+    """Colour the rim of REGION, inside it, with a dark edge around."""
+    inner = region
+    for _ in range(thickness_px):
+        inner = _eroded(inner)
+    picture[_dilated(region) & ~region] = _EDGE_RGB
+    picture[region & ~inner] = colour
+
+
+def _eroded(region: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """Keep pixels whose four neighbours are in REGION; what lies beyond the picture is not."""
+    padded = np.pad(region, 1)
+    kept: np.ndarray = region & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return kept
+
+
+def _dilated(region: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """Add the pixels that have one of their four neighbours in REGION."""
+    padded = np.pad(region, 1)
+    grown: np.ndarray = region | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
+    return grown
+
+
+def _encoded(picture: UInt8[np.ndarray, "height width 3"]) -> Thumbnail:
+    # no chroma subsampling: it would smear the coloured lines
+    content: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(picture), _QUALITY, "RGB", "444")
+    return Thumbnail(content, picture.shape[1], picture.shape[0])

@@ -1,0 +1,360 @@
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.artifacts import IMAGES, write_table
+from pipeline.data.boxes import Box, box_of_mask
+from pipeline.data.masks import decode_mask, iterate_masks
+from pipeline.data.segmentation import fingerprint, write_masks
+from pipeline.errors import PipelineError
+from pipeline.io import sha256_of
+from pipeline.params import GridParams, MasksParams, SuperpixelParams
+from pipeline.runtime import Runtime
+from pipeline.segmenters.grid import GridSegmenter
+
+HERE = Runtime(workers=1)
+KEYS = ("a", "b", "c", "d", "e")
+WIDTH, HEIGHT = 14, 9
+
+
+def write_dataset(folder, keys=KEYS, object_box=None):
+    """Write a data set of one picture per key: noise that hangs on the key alone."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for key in sorted(keys):
+        path = folder / "images" / f"{key}.png"
+        if not path.exists():
+            pixels = np.random.default_rng(ord(key)).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+        rows.append(
+            {
+                "image_key": key,
+                "path": f"images/{key}.png",
+                "sha256": sha256_of(path.read_bytes()),
+                "width": WIDTH,
+                "height": HEIGHT,
+                "label": 0,
+                "class_name": "gull",
+                "split": "train",
+                "object_box": object_box,
+                "parts": [],
+                "object_mask": None,
+                "part_mask": None,
+            }
+        )
+    write_table(folder / "images.parquet", rows, IMAGES, class_names=["gull"], part_names=[])
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"weights")
+    return path
+
+
+@pytest.fixture
+def segmented(monkeypatch):
+    """Counts what the grid segmenter does: the sum of the pixels of each image it was given, as a name of it."""
+    seen = []
+    segment = GridSegmenter.segment
+
+    def counting(self, image, object_box=None):
+        seen.append(int(image.sum()))
+        return segment(self, image, object_box)
+
+    monkeypatch.setattr(GridSegmenter, "segment", counting)
+    return seen
+
+
+def grid(weights, rows=2, columns=2, **more):
+    return MasksParams(segmenter="grid", weights=str(weights), grid=GridParams(rows=rows, columns=columns, **more))
+
+
+class Run:
+    """The stage on one data set with one store."""
+
+    def __init__(self, folder):
+        self.dataset, self.out, self.store = folder / "dataset", folder / "masks", folder / "cache" / "masks.sqlite"
+        write_dataset(self.dataset)
+
+    def __call__(self, params, runtime=HERE):
+        return write_masks(self.dataset, self.out, store=self.store, params=params, runtime=runtime)
+
+    @property
+    def content(self):
+        return (self.out / "masks.parquet").read_bytes()
+
+    @property
+    def masks(self):
+        return dict(iterate_masks(self.out / "masks.parquet"))
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path)
+
+
+def test_the_table_holds_the_masks_of_the_segmenter_for_every_image(run, weights):
+    summary = run(grid(weights, rows=2, columns=3))
+    assert list(run.masks) == list(KEYS)
+    for masks in run.masks.values():
+        decoded = [decode_mask(mask.rle, height=HEIGHT, width=WIDTH) for mask in masks]
+        np.testing.assert_array_equal(np.sum(decoded, axis=0), np.ones((HEIGHT, WIDTH)))
+        assert [box_of_mask(mask) for mask in decoded] == [mask.box for mask in masks]
+        assert [mask.sum() for mask in decoded] == [mask.area_px for mask in masks]
+        assert masks[0].box == Box(0, 0, 4, 4)
+        assert [mask.score for mask in masks] == [0] * 6
+        assert [mask.stability for mask in masks] == [None] * 6
+    assert summary == {
+        "num_in": 5,
+        "num_out": 5,
+        "dropped": {},
+        "num_masks": 30,
+        "masks_per_image": {"min": 6, "median": 6, "max": 6},
+        "images_without_masks": 0,
+    }
+
+
+def test_counts_add_up_where_images_have_unequal_numbers_of_masks(run, weights, monkeypatch):
+    segment = GridSegmenter.segment
+
+    def uneven(self, image, object_box=None):
+        return segment(self, image, object_box)[: image.sum() % 4]
+
+    monkeypatch.setattr(GridSegmenter, "segment", uneven)
+    summary = run(grid(weights))
+    sums = {key: int(np.asarray(Image.open(run.dataset / f"images/{key}.png"), dtype=int).sum()) % 4 for key in KEYS}
+    assert set(sums.values()) == {0, 1, 3}
+    assert {key: len(run.masks.get(key, [])) for key in KEYS} == sums
+    assert summary["num_in"] == summary["num_out"] + sum(summary["dropped"].values()) == 5
+    assert summary["num_masks"] == sum(sums.values())
+    assert summary["masks_per_image"] == {
+        "min": min(sums.values()),
+        "median": sorted(sums.values())[2],
+        "max": max(sums.values()),
+    }
+    assert summary["images_without_masks"] == list(sums.values()).count(0)
+
+
+def test_an_image_without_masks_is_not_segmented_again(run, weights, monkeypatch, segmented):
+    monkeypatch.setattr(GridSegmenter, "segment", lambda self, image, object_box=None: segmented.append(0) or [])
+    assert run(grid(weights))["images_without_masks"] == 5
+    assert run(grid(weights))["images_without_masks"] == 5
+    assert len(segmented) == 5
+    assert run.masks == {}
+
+
+def test_a_second_run_segments_nothing_and_gives_the_same_bytes(run, weights, segmented):
+    first_summary = run(grid(weights))
+    first = run.content
+    assert len(segmented) == 5
+    assert run(grid(weights)) == first_summary
+    assert len(segmented) == 5
+    assert run.content == first
+    run.store.unlink()
+    run(grid(weights))
+    assert len(segmented) == 10
+    assert run.content == first
+
+
+def test_a_run_that_failed_in_the_middle_goes_on_where_it_was(run, weights, segmented, monkeypatch):
+    segment = GridSegmenter.segment
+
+    def failing(self, image, object_box=None):
+        if len(segmented) == 3:
+            raise RuntimeError("out of memory")
+        return segment(self, image, object_box)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GridSegmenter, "segment", failing)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run(grid(weights))
+    assert len(segmented) == 3
+    assert not run.out.exists()
+    assert run(grid(weights))["num_out"] == 5
+    assert len(segmented) == len(set(segmented)) == 5
+    resumed = run.content
+    run.store.unlink()
+    run(grid(weights))
+    assert run.content == resumed
+
+
+def test_a_failing_run_leaves_the_old_table_whole_and_nothing_else(run, weights, monkeypatch):
+    run(grid(weights))
+    old = run.content
+
+    def failing(self, image, object_box=None):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(GridSegmenter, "segment", failing)
+    with pytest.raises(RuntimeError, match="broken"):
+        run(grid(weights, rows=3))
+    assert run.content == old
+    assert sorted(path.name for path in run.out.parent.iterdir()) == ["cache", "dataset", "masks", "weights.pth"]
+
+
+def test_images_added_later_are_the_only_ones_segmented(run, weights, segmented):
+    run(grid(weights))
+    before = list(segmented)
+    write_dataset(run.dataset, (*KEYS, "A", "z"))  # one sorts before the others, one after
+    assert run(grid(weights))["num_out"] == 7
+    assert len(segmented) == 7
+    assert not set(segmented[5:]) & set(before)
+    assert list(run.masks) == ["A", *KEYS, "z"]
+
+
+def test_images_taken_away_leave_the_table_and_come_back_without_work(run, weights, segmented):
+    run(grid(weights))
+    everything = run.content
+    write_dataset(run.dataset, ("b", "d"))
+    assert run(grid(weights))["num_in"] == 2
+    assert list(run.masks) == ["b", "d"]
+    write_dataset(run.dataset)
+    run(grid(weights))
+    assert run.content == everything
+    assert len(segmented) == 5
+
+
+def test_changed_settings_segment_all_images_and_going_back_none(run, weights, segmented):
+    run(grid(weights))
+    old = run.content
+    run(grid(weights, rows=3))
+    assert len(segmented) == 10
+    assert run.content != old
+    run(grid(weights))
+    assert len(segmented) == 10
+    assert run.content == old
+
+
+def test_changed_weights_segment_all_images_and_the_same_ones_elsewhere_none(run, weights, segmented, tmp_path):
+    run(grid(weights))
+    weights.write_bytes(b"other weights")
+    run(grid(weights))
+    assert len(segmented) == 10
+    (tmp_path / "elsewhere.pth").write_bytes(b"weights")
+    run(grid(tmp_path / "elsewhere.pth"))
+    assert len(segmented) == 10
+
+
+def test_settings_of_segmenters_that_do_not_run_have_no_effect(weights):
+    params = grid(weights)
+    other = params.model_copy(update={"superpixel": SuperpixelParams(num_superpixels=7)})
+    assert fingerprint(params) == fingerprint(other)
+    assert fingerprint(params) != fingerprint(params.model_copy(update={"segmenter": "superpixel"}))
+
+
+def test_a_raised_version_of_the_segmenter_changes_the_fingerprint(weights, monkeypatch):
+    before = fingerprint(grid(weights))
+    monkeypatch.setattr(GridSegmenter, "version", GridSegmenter.version + 1)
+    assert fingerprint(grid(weights)) != before
+
+
+def test_the_fingerprint_of_a_folder_of_weights_sees_every_file_and_name(tmp_path):
+    folder = tmp_path / "checkpoint"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "inner" / "model.bin").write_bytes(b"weights")
+    seen = [fingerprint(grid(folder))]
+    (folder / "inner" / "model.bin").write_bytes(b"other weights")
+    seen.append(fingerprint(grid(folder)))
+    (folder / "inner" / "model.bin").rename(folder / "inner" / "renamed.bin")
+    seen.append(fingerprint(grid(folder)))
+    assert len(set(seen)) == 3
+    assert fingerprint(grid(folder)) == seen[-1]
+
+
+def test_an_edited_picture_is_segmented_again_and_only_that(run, weights, segmented):
+    run(grid(weights))
+    Image.new("RGB", (WIDTH, HEIGHT), (1, 0, 0)).save(run.dataset / "images" / "c.png")
+    write_dataset(run.dataset)
+    run(grid(weights))
+    assert segmented[5:] == [WIDTH * HEIGHT]
+
+
+def test_a_picture_that_is_not_the_listed_one_is_refused_and_not_kept_as_it(run, weights, segmented):
+    original = (run.dataset / "images" / "c.png").read_bytes()
+    Image.new("RGB", (WIDTH, HEIGHT), (1, 0, 0)).save(run.dataset / "images" / "c.png")
+    with pytest.raises(PipelineError, match=r"c\.png") as error:
+        run(grid(weights))
+    assert "\n" not in str(error.value)
+    assert "dvc repro" in str(error.value)
+    (run.dataset / "images" / "c.png").write_bytes(original)
+    run(grid(weights))
+    assert len(set(segmented)) == 5
+    assert WIDTH * HEIGHT not in segmented
+
+
+def test_a_moved_object_box_segments_again_only_where_it_is_divided(run, weights, segmented):
+    with_box, without = grid(weights, use_object_box=True), grid(weights)
+    write_dataset(run.dataset, object_box=[2, 1, 8, 7])
+    run(without)
+    run(with_box)
+    assert len(segmented) == 10
+    assert run.masks["a"][0].box == Box(2, 1, 5, 4)
+    write_dataset(run.dataset, object_box=[4, 1, 8, 7])
+    run(without)
+    assert len(segmented) == 10
+    run(with_box)
+    assert len(segmented) == 15
+    assert run.masks["a"][0].box == Box(4, 1, 6, 4)
+
+
+def test_a_damaged_store_is_set_aside_and_everything_segmented_anew(run, weights, segmented, caplog):
+    run(grid(weights))
+    expected = run.content
+    run.store.write_bytes(b"garbage" * 1000)
+    with caplog.at_level(logging.WARNING):
+        run(grid(weights))
+    assert len(segmented) == 10
+    assert run.content == expected
+    assert "damaged" in caplog.text
+
+
+def assert_one_line(error, *names):
+    assert "\n" not in str(error.value)
+    for name in names:
+        assert str(name) in str(error.value)
+
+
+def test_missing_weights_are_named_before_anything_is_segmented(run, tmp_path, segmented):
+    with pytest.raises(PipelineError) as error:
+        run(grid(tmp_path / "sam_vit_b.pth"))
+    assert_one_line(error, "masks.weights", tmp_path / "sam_vit_b.pth")
+    assert segmented == []
+
+
+def test_an_image_that_vanished_is_one_line_that_names_it(run, weights):
+    (run.dataset / "images" / "b.png").unlink()
+    with pytest.raises(PipelineError) as error:
+        run(grid(weights))
+    assert_one_line(error, run.dataset / "images" / "b.png")
+
+
+def test_an_unreadable_image_is_one_line_that_names_it_and_keeps_the_ones_before(run, weights, segmented):
+    (run.dataset / "images" / "d.png").write_bytes(b"no picture")
+    write_dataset(run.dataset)
+    with pytest.raises(PipelineError) as error:
+        run(grid(weights))
+    assert_one_line(error, run.dataset / "images" / "d.png")
+    assert len(segmented) == 3
+    (run.dataset / "images" / "d.png").unlink()
+    write_dataset(run.dataset)
+    run(grid(weights))
+    assert len(segmented) == 5
+
+
+def test_a_missing_data_set_is_one_line_that_names_the_table(tmp_path, weights):
+    with pytest.raises(PipelineError) as error:
+        write_masks(tmp_path, tmp_path / "masks", store=tmp_path / "s.sqlite", params=grid(weights), runtime=HERE)
+    assert_one_line(error, tmp_path / "images.parquet")
+
+
+def test_superpixel_masks_have_the_same_bytes_whatever_the_workers(run, weights):
+    params = MasksParams(weights=str(weights), superpixel=SuperpixelParams(image_side_px=64, num_superpixels=20))
+    assert run(params)["num_masks"] > 5
+    here = run.content
+    run.store.unlink()
+    run(params, Runtime(workers=2))
+    assert run.content == here
