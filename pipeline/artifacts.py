@@ -54,13 +54,16 @@ MASKS = pa.schema(
 )
 """``data/masks/masks.parquet``, sorted by image_key and mask_idx."""
 
+VIEWS_TABLE = "views.parquet"
+WHOLE_IMAGE = -1  # the mask_idx of a view that shows the whole image
+
 VIEWS = pa.schema(
     [
         _required("image_key", pa.string()),
         _required("view_idx", pa.int32()),  # position in the bag
         _required("split", pa.string()),
         _required("label", pa.int32()),
-        _required("mask_idx", pa.int32()),  # -1 is the whole image
+        _required("mask_idx", pa.int32()),  # or WHOLE_IMAGE
         _required("mask_box", BOX),  # box of the mask
         _required("box", BOX),  # what the view shows: mask_box, grown as params say
         _required("area_px", pa.int64()),
@@ -122,7 +125,13 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]] | pa.Table, schema
             raise ValueError(f"{path.name}: column {field.name} has nulls")
     encoded = {key: json.dumps(value, ensure_ascii=False, sort_keys=True) for key, value in sorted(metadata.items())}
     with new_file(path) as work:
-        pq.write_table(table.replace_schema_metadata(encoded), work, row_group_size=8192, compression="zstd")
+        pq.write_table(
+            table.replace_schema_metadata(encoded),
+            work,
+            row_group_size=8192,
+            compression="zstd",
+            write_page_checksum=True,
+        )
 
 
 def _table_of(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
@@ -143,7 +152,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     if not path.exists():
         raise PipelineError(f"{path} does not exist: run the stage that writes it (`dvc repro`)")
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as error:
         raise PipelineError(f"{path} is damaged ({' '.join(str(error).split())}): delete it and `dvc repro`") from None
     if not table.schema.equals(schema, check_metadata=False):

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.artifacts import PER_IMAGE, write_table
-from pipeline.data.shards import BagReader
+from pipeline.data.bags import BagReader
 from pipeline.errors import PipelineError
 from pipeline.io import write_json
 from pipeline.metrics.classification import classification_metrics
@@ -25,7 +25,7 @@ from pipeline.params import EvaluateParams, Params
 from pipeline.report.tables import write_tables
 from pipeline.runtime import Runtime
 from pipeline.training.embedding import pooled_features
-from pipeline.training.run import prepare
+from pipeline.training.run import check_classes, prepare
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,8 @@ def evaluate(
     prepare(params.seed)
     reader = BagReader(crops, "test")
     labels = np.asarray(reader.labels)
-    network, _ = load_protomask(final)
+    network, description = load_protomask(final)
+    check_classes(reader, description["class_names"], final)
     pooled = pooled_features(network.backbone, reader, runtime=runtime, what="features of test")[:, 0]
     predictions: dict[str, Predictions] = {}
     metrics: dict[str, Scores] = {}
@@ -80,9 +81,7 @@ def evaluate(
             logits = blackbox.cpu().classifier(pooled_whole[:, 0]).numpy()
         predictions["blackbox"] = Predictions(logits)
         metrics["blackbox"] = {
-            "classification": _rounded(
-                classification_metrics(logits, labels, top_classes=params.evaluate.top_classes)
-            )
+            "classification": _rounded(classification_metrics(logits, labels, top_classes=params.evaluate.top_classes))
         }
     write_table(out / "per_image.parquet", _per_image(predictions, reader, params.evaluate), PER_IMAGE)
     write_tables(out, metrics)
@@ -103,9 +102,7 @@ def _predict(network: ProtoMask, pooled: Tensor, reader: BagReader) -> Predictio
     lengths = torch.tensor(reader.lengths)
     output: BagOutput = network.classify(network.features_of_pooled(pooled), lengths)
     first_view = torch.cumsum(lengths, 0) - lengths
-    return Predictions(
-        output.logits.numpy(), output.similarity.numpy(), (output.view - first_view[:, None]).numpy()
-    )
+    return Predictions(output.logits.numpy(), output.similarity.numpy(), (output.view - first_view[:, None]).numpy())
 
 
 def _score_protomask(
@@ -117,15 +114,11 @@ def _score_protomask(
     vectors = network.prototypes.detach().numpy()[top]  # [image, rank, dim]
     inter = inter_distance(vectors, labels)
     return {
-        "classification": _rounded(
-            classification_metrics(predictions.logits, labels, top_classes=params.top_classes)
-        ),
+        "classification": _rounded(classification_metrics(predictions.logits, labels, top_classes=params.top_classes)),
         "compactness": _rounded(
             {
                 **weight_metrics(last_layer, epsilon=params.weight_epsilon),
-                "local_size": float(
-                    local_size(predictions.similarity, threshold=params.local_size_threshold).mean()
-                ),
+                "local_size": float(local_size(predictions.similarity, threshold=params.local_size_threshold).mean()),
             }
         ),
         "contrastivity": _rounded(
@@ -137,9 +130,7 @@ def _score_protomask(
     }
 
 
-def _top_prototypes(
-    similarity: Float[np.ndarray, "image prototype"], num: int
-) -> Int[np.ndarray, "image rank"]:
+def _top_prototypes(similarity: Float[np.ndarray, "image prototype"], num: int) -> Int[np.ndarray, "image rank"]:
     """Rank the prototypes of each image by similarity; equal ones by index."""
     return np.argsort(-similarity, axis=1, kind="stable")[:, :num]
 

@@ -43,7 +43,7 @@ class DatasetParams(Section):
     """The unpacked data set's folder. For ``synthetic``, the module that draws the images."""
     val_frac: float = Field(0.15, gt=0, lt=1)
     """Share of each class's training images held out for validation (at least one image), where the data set brings
-    no validation images itself. The paper's code validates on test images (reference_notes A6); we never do."""
+    no validation images itself. The paper's code validates on test images (DEVIATIONS.md A6); we never do."""
     classes: tuple[str, ...] = ()
     """Class names to keep, as the data set writes them; empty keeps all."""
     synthetic: SyntheticParams = SyntheticParams()
@@ -153,7 +153,7 @@ class SlitParams(Section):
     boundary_threshold: float = Field(0.001, ge=0, le=1)
     """A pixel is boundary where the network's probability is above this."""
     min_extent_px: int = Field(3, ge=1)
-    """Segments narrower or lower than this are dropped, pixels (reference_notes section 3: inclusive extent > 2)."""
+    """Segments narrower or lower than this are dropped, pixels (the authors' code drops extents up to 2)."""
 
 
 class MasksParams(Section):
@@ -209,7 +209,7 @@ class CropsParams(Section):
 
 
 class ModelParams(Section):
-    """The network (paper section 3; DESIGN section 5)."""
+    """The network (paper section 3)."""
 
     backbone: str = "tf_efficientnet_lite0"
     """Any timm model name. Weights of ``tf_efficientnet_lite0`` come from the package index; for others see
@@ -228,7 +228,7 @@ class ModelParams(Section):
 
 
 class LossParams(Section):
-    """Weights of the joint loss (paper equation of the total loss; reference_notes section 6)."""
+    """Weights of the joint loss (the paper's total loss; numbers of the authors' code)."""
 
     cross_entropy: float = Field(1.0, ge=0)
     """Weight of the cross entropy."""
@@ -243,11 +243,11 @@ class LossParams(Section):
 class WarmupParams(Section):
     """Phase 1: backbone frozen, add-on layer and prototypes learn on features computed once."""
 
-    epochs: int = Field(60, ge=0)
+    epochs: int = Field(120, ge=0)
     """Passes over the training images; 0 skips the phase (paper: 0)."""
     lr_addon: float = Field(3e-3, gt=0)
     """Learning rate of the 1x1 convolution."""
-    lr_prototypes: float = Field(3e-3, gt=0)
+    lr_prototypes: float = Field(1e-2, gt=0)
     """Learning rate of the prototypes."""
     flip: bool = True
     """Also learn from the mirror image of every view (drawn per view and epoch)."""
@@ -258,19 +258,20 @@ class WarmupParams(Section):
 class JointParams(Section):
     """Phase 2: backbone, add-on layer and prototypes learn together on augmented views."""
 
-    epochs: int = Field(2, ge=0)
-    """Passes over the training images; 0 skips the phase (paper: 100)."""
-    lr_backbone: float = Field(1e-4, gt=0)
+    epochs: int = Field(0, ge=0)
+    """Passes over the training images; 0 skips the phase and leaves the backbone as it is (paper: 100). An epoch costs
+    minutes on a CPU."""
+    lr_backbone: float = Field(3e-5, gt=0)
     """Learning rate of the backbone."""
     lr_addon: float = Field(1e-3, gt=0)
-    """Learning rate of the 1x1 convolution (the paper's code never trains it, reference_notes A4)."""
+    """Learning rate of the 1x1 convolution (the paper's code never trains it, DEVIATIONS.md A4)."""
     lr_prototypes: float = Field(1e-3, gt=0)
     """Learning rate of the prototypes (paper: 2e-3 to 3.5e-3)."""
     lr_step_epochs: int = Field(35, ge=1)
     """Every so many epochs the rates are multiplied by ``lr_gamma``."""
     lr_gamma: float = Field(0.5, gt=0, le=1)
     """Factor of the step decay."""
-    trainable_layers: int | Literal["all"] = "all"
+    trainable_layers: int | Literal["all"] = 2
     """How many of the backbone's last blocks learn (timm's own grouping by depth); the others stay frozen, their
     normalisation in evaluation mode."""
     augmentation: Literal["none", "flip", "light", "medium"] = "light"
@@ -376,7 +377,9 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise PipelineError(f"{path} does not exist: run the command in the project's folder, or give --params") from None
+        raise PipelineError(
+            f"{path} does not exist: run the command in the project's folder, or give --params"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     return check_params(content, path)

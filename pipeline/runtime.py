@@ -89,7 +89,7 @@ def keep_freed_memory() -> None:
     """Tell glibc to keep freed blocks instead of giving them back to the system after every layer.
 
     A network on the CPU allocates and frees tens of megabytes a layer; with the default thresholds each becomes an
-    mmap whose pages the kernel zeroes anew. Elsewhere than Linux this does nothing. ``benchmarks/allocator.py``
+    mmap whose pages the kernel zeroes anew. Elsewhere than Linux this does nothing. ``benchmarks/cpu_settings.py``
     measures the effect.
     """
     if sys.platform == "linux":

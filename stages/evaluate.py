@@ -22,9 +22,7 @@ def main(
     Reads CROPS (data/crops), TRAINED, PROJECTED and FINAL (models/...). Writes metrics.json, table.csv, table.md,
     table.tex and per_image.parquet into the folder RESULTS. Section `evaluate` of params.yaml.
     """
-    evaluate(
-        crops, trained, projected, final, results, params=load_params(params), runtime=load_runtime(runtime)
-    )
+    evaluate(crops, trained, projected, final, results, params=load_params(params), runtime=load_runtime(runtime))
 
 
 app = command_line(main)

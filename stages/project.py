@@ -23,9 +23,7 @@ def main(
     prototypes.parquet, which names the source of each, to PROJECTED (models/projected); distances and the validation
     accuracy before and after to REPORT. Section `project` of params.yaml.
     """
-    summary = write_projection(
-        crops, trained, projected, params=load_params(params), runtime=load_runtime(runtime)
-    )
+    summary = write_projection(crops, trained, projected, params=load_params(params), runtime=load_runtime(runtime))
     write_json(report, summary)
 
 

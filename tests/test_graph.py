@@ -71,7 +71,8 @@ for stage in sys.argv[1:]:
     for name in [name for name in sys.modules if name.split(".")[0] in ("pipeline", "stages")]:
         del sys.modules[name]
     importlib.import_module("stages." + stage)
-    files[stage] = [module.__file__ for name, module in sys.modules.items() if name.split(".")[0] in ("pipeline", "stages")]
+    loaded = [module for name, module in sys.modules.items() if name.split(".")[0] in ("pipeline", "stages")]
+    files[stage] = [module.__file__ for module in loaded]
 print(json.dumps(files))
 """
     done = subprocess.run([sys.executable, "-c", script, *STAGES], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -101,8 +101,8 @@ def _hash_of(weights: Path) -> str:
 
 
 def _key_of(row: ImageRow, params: MasksParams) -> str:
-    """What masks depend on besides the settings: the picture, and its object box where the segmenter divides that."""
-    if params.segmenter == "grid" and params.grid.use_object_box:
+    """What masks depend on besides the settings: the picture, and its object box where the segmenter looks at that."""
+    if segmenter_class(params).uses_object_box(params):
         return f"{row.sha256}:{row.object_box}"
     return row.sha256
 

@@ -13,9 +13,6 @@ from pipeline.data.masks import StoredMask, pairwise_iou
 from pipeline.errors import PipelineError
 from pipeline.params import CropsParams
 
-WHOLE_IMAGE = -1
-"""The ``mask_idx`` of a view that shows the whole image."""
-
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -118,7 +115,7 @@ def cut_view(
     if params.background == "zero":
         crop = np.where(inside[..., None], crop, np.uint8(0))
     elif params.background == "mean":
-        # Deviation: black pixels of the mask count like any other (reference_notes A23)
+        # Deviation: black pixels of the mask count like any other (DEVIATIONS.md A23)
         mean = image[mask].mean(axis=0).round().astype(np.uint8) if mask.any() else np.zeros(3, np.uint8)
         crop = np.where(inside[..., None], crop, mean)
     size = (params.size_px, params.size_px)

@@ -43,15 +43,13 @@ def intra_distance(vectors: Float[np.ndarray, "image rank dim"]) -> Float[np.nda
     return distance
 
 
-def inter_distance(
-    vectors: Float[np.ndarray, "image rank dim"], labels: Int[np.ndarray, " image"]
-) -> dict[int, float]:
+def inter_distance(vectors: Float[np.ndarray, "image rank dim"], labels: Int[np.ndarray, " image"]) -> dict[int, float]:
     """Mean cosine distance, per class, of every vector of its images to every vector of all other images.
 
     Only classes with images occur, and only where another class has images. The mean over pairs is
     1 - (mean unit vector of the class) . (mean unit vector of the rest), so the cost is linear in images.
 
-    Deviation: the authors' code compares equal ranks only and counts absent classes as 0 (reference_notes B9).
+    Deviation: the authors' code compares equal ranks only and counts absent classes as 0 (DEVIATIONS.md B9).
     """
     unit = (vectors / np.linalg.norm(vectors, axis=2, keepdims=True)).astype(np.float64)
     by_image = unit.sum(axis=1)  # [image, dim]

@@ -59,15 +59,24 @@ class Backbone(nn.Module):
 
         Args:
             views: RGB, uint8 0..255 or float 0..1.
+
+        Raises:
+            PipelineError: the network takes pictures of another size only.
         """
         scaled = views.float() / 255 if views.dtype == torch.uint8 else views
         normal = ((scaled - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        features: Tensor = self._network.forward_features(normal)
+        try:
+            features: Tensor = self._network.forward_features(normal)
+        except AssertionError as error:  # how timm refuses a size
+            raise PipelineError(
+                f"model.backbone: {self.name} does not take views of {views.shape[-1]} px ({_one_line(error)}): change"
+                " crops.size_px"
+            ) from None
         if features.dim() == 3:  # a ViT's tokens: [view, prefix + place, channel]
             places = features[:, getattr(self._network, "num_prefix_tokens", 0) :]
             side = round(places.shape[1] ** 0.5)
-            num_views, _, num_channels = places.shape
-            features = places.transpose(1, 2).reshape(num_views, num_channels, side, -1)  # [view, channel, height, width]
+            grid = places.unflatten(1, (side, -1))  # type: ignore[no-untyped-call]  # [view, height, width, channel]
+            features = grid.permute(0, 3, 1, 2)  # [view, channel, height, width]
         elif getattr(self._network, "output_fmt", "NCHW") == "NHWC":
             features = features.permute(0, 3, 1, 2)  # [view, channel, height, width]
         return features

@@ -93,5 +93,7 @@ def _load(folder: Path, head: Literal["protomask", "blackbox"]) -> tuple[nn.Modu
         network.load_state_dict(load_file(folder / _TENSORS), strict=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise PipelineError(f"{folder / _TENSORS}: cannot be loaded ({reason}); run `dvc checkout` or `dvc repro`") from None
+        raise PipelineError(
+            f"{folder / _TENSORS}: cannot be loaded ({reason}); run `dvc checkout` or `dvc repro`"
+        ) from None
     return network.eval(), description

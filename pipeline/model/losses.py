@@ -1,4 +1,4 @@
-"""The terms of the training loss (paper section 3; reference_notes section 6), each a function on tensors."""
+"""The terms of the training loss (paper section 3), each a function on tensors."""
 
 import torch
 from jaxtyping import Float, Int
@@ -8,7 +8,7 @@ from torch.nn import functional
 from pipeline.model.prototypes import nearest_of
 from pipeline.params import LossParams
 
-DIVERSITY_SCALE = 1e-3  # reference_notes section 6
+DIVERSITY_SCALE = 1e-3  # as in the authors' code
 
 
 def cluster_loss(
@@ -16,7 +16,7 @@ def cluster_loss(
 ) -> Float[Tensor, ""]:
     """Mean over images of the squared distance to the nearest prototype of their own class (smaller is better).
 
-    Deviation: a true masked minimum; the authors' code saturates at the feature dimension (reference_notes A17).
+    Deviation: a true masked minimum; the authors' code saturates at the feature dimension (DEVIATIONS.md A17).
     """
     own = labels[:, None] == prototype_labels
     return nearest_of(distance, own).mean()
@@ -40,7 +40,7 @@ def diversity_loss(
     Near 1 when the prototypes of the labelled classes coincide, towards 0 as they spread. Classes may own different
     numbers of prototypes.
 
-    Deviation: the term has a gradient; the authors' code turns it into a number (reference_notes A3).
+    Deviation: the term has a gradient; the authors' code turns it into a number (DEVIATIONS.md A3).
     """
     same = (prototype_labels[:, None] == prototype_labels).fill_diagonal_(False)
     one, other = torch.nonzero(same, as_tuple=True)  # [pair], [pair]

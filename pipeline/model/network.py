@@ -40,7 +40,13 @@ class ProtoMask(nn.Module):
     prototype_labels: Tensor
 
     def __init__(
-        self, backbone: Backbone, *, dim: int, prototype_labels: Int[Tensor, " prototype"], num_classes: int, epsilon: float
+        self,
+        backbone: Backbone,
+        *,
+        dim: int,
+        prototype_labels: Int[Tensor, " prototype"],
+        num_classes: int,
+        epsilon: float,
     ) -> None:
         """Build the network; prototypes start uniform in (0, 1), own-class weights at 1, all others at 0.
 
@@ -86,7 +92,7 @@ class ProtoMask(nn.Module):
 
 
 class BlackBox(nn.Module):
-    """The same backbone with a linear layer on the pooled features of the whole image: no explanation, no prototypes."""
+    """The same backbone with a linear layer on the pooled features of the whole image: no prototypes."""
 
     def __init__(self, backbone: Backbone, *, num_classes: int) -> None:
         """Build the network; the linear layer starts at zero, so that all classes are equally likely."""

@@ -58,9 +58,7 @@ def nearest_view(
     return distance.gather(0, first), first
 
 
-def nearest_of(
-    distance: Float[Tensor, "bag prototype"], wanted: torch.Tensor
-) -> Float[Tensor, " bag"]:
+def nearest_of(distance: Float[Tensor, "bag prototype"], wanted: torch.Tensor) -> Float[Tensor, " bag"]:
     """Find each bag's least distance over the prototypes marked in ``wanted`` (bool, [bag, prototype]).
 
     A bag without a wanted prototype gives infinity.

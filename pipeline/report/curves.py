@@ -18,7 +18,7 @@ class Plot(NamedTuple):
 
     width: int = 400
     height: int = 240
-    left: int = 46
+    left: int = 54
     right: int = 390
     top: int = 22
     bottom: int = 204

@@ -12,12 +12,11 @@ import numpy as np
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 
-from pipeline.artifacts import PER_IMAGE, PROTOTYPES, read_table
+from pipeline.artifacts import PER_IMAGE, PROTOTYPES, WHOLE_IMAGE, read_table
+from pipeline.data.bags import BagReader
 from pipeline.data.boxes import Box
 from pipeline.data.catalogue import ImageRow, ImagesTable
 from pipeline.data.masks import StoredMask, iterate_masks
-from pipeline.data.shards import BagReader
-from pipeline.data.views import WHOLE_IMAGE
 from pipeline.engine import map_in_order
 from pipeline.errors import PipelineError
 from pipeline.io import progress, sha256_of

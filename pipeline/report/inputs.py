@@ -2,8 +2,9 @@
 
 import csv
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -71,7 +72,7 @@ def read_metrics(path: Path) -> MetricsContent:
     Raises:
         PipelineError: missing, damaged, or without the row ``protomask``.
     """
-    metrics = _checked(path, TypeAdapter(MetricsContent))
+    metrics = _checked(path, TypeAdapter(MetricsContent).validate_python)
     if "protomask" not in metrics:
         raise PipelineError(f"{path} has no row `protomask`: run `dvc repro evaluate`")
     return metrics
@@ -83,7 +84,7 @@ def read_train_summary(path: Path) -> TrainSummary:
     Raises:
         PipelineError: missing, damaged, or without the network ``protomask``.
     """
-    summary = _checked(path, TypeAdapter(TrainSummary))
+    summary = _checked(path, TypeAdapter(TrainSummary).validate_python)
     if "protomask" not in summary:
         raise PipelineError(f"{path} has no network `protomask`: run `dvc repro train`")
     return summary
@@ -95,7 +96,7 @@ def read_projection(path: Path) -> ProjectionReport:
     Raises:
         PipelineError: missing or damaged.
     """
-    return _checked(path, TypeAdapter(ProjectionReport))
+    return _checked(path, TypeAdapter(ProjectionReport).validate_python)
 
 
 def read_finetune(path: Path) -> PhaseReport:
@@ -104,7 +105,7 @@ def read_finetune(path: Path) -> PhaseReport:
     Raises:
         PipelineError: missing or damaged.
     """
-    return _checked(path, TypeAdapter(PhaseReport))
+    return _checked(path, TypeAdapter(PhaseReport).validate_python)
 
 
 def read_network(path: Path) -> NetworkDescription:
@@ -113,7 +114,7 @@ def read_network(path: Path) -> NetworkDescription:
     Raises:
         PipelineError: missing, damaged, or of another kind of network.
     """
-    return _checked(path, TypeAdapter(NetworkDescription))
+    return _checked(path, TypeAdapter(NetworkDescription).validate_python)
 
 
 def read_curve(path: Path) -> list[tuple[int, float]]:
@@ -134,9 +135,9 @@ def read_curve(path: Path) -> list[tuple[int, float]]:
     return [(epoch, value) for epoch, value in points if math.isfinite(value)]
 
 
-def _checked(path: Path, kind: TypeAdapter[Content]) -> Content:
+def _checked(path: Path, check: Callable[[Any], Content]) -> Content:
     try:
-        return kind.validate_python(read_json(path))
+        return check(read_json(path))
     except ValidationError as error:
         raise PipelineError(
             f"{path} was written by another version of the pipeline ({first_problem(error)}): run `dvc repro` again"

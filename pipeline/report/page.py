@@ -10,9 +10,8 @@ from typing import Any
 import pyarrow.compute as pc
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.artifacts import VIEWS, read_table
+from pipeline.artifacts import VIEWS, VIEWS_TABLE, read_table
 from pipeline.data.catalogue import ImagesTable, load_images
-from pipeline.data.shards import VIEWS_TABLE
 from pipeline.errors import PipelineError
 from pipeline.io import new_folder
 from pipeline.metrics.interface import Metric

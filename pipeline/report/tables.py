@@ -16,8 +16,8 @@ ROW_TITLES = {
     "blackbox": "Black box",
 }
 _ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
-_LATEX_ARROWS = {"higher": r" $\uparrow$", "lower": r" $\downarrow$", "neither": ""}
 _ABSENT = "–"
+_LATEX = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "%": r"\%", _ABSENT: "--"}
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 
@@ -43,10 +43,9 @@ def metrics_frame(metrics: Metrics) -> pd.DataFrame:
     lines = []
     for declared in METRICS:
         values = [metrics[row].get(declared.family, {}).get(declared.key) for row in rows]
-        lines.append(
-            [declared.family, metric_title(declared), *(render_value(declared, value) for value in values)]
-        )
-    return pd.DataFrame(lines, columns=["family", "metric", *(ROW_TITLES[row] for row in rows)])
+        lines.append([declared.family, metric_title(declared), *(render_value(declared, value) for value in values)])
+    frame: pd.DataFrame = pd.DataFrame(lines, columns=["family", "metric", *(ROW_TITLES[row] for row in rows)])
+    return frame
 
 
 def write_tables(out: Path, metrics: Metrics) -> None:
@@ -60,16 +59,22 @@ def write_tables(out: Path, metrics: Metrics) -> None:
         ]
     )
     frame = metrics_frame(metrics)
-    latex = frame.replace({arrow: _LATEX_ARROWS[way].strip() for way, arrow in _ARROWS.items() if arrow}, regex=True)
-    latex = latex.replace("%", r"\%", regex=True).replace(_ABSENT, "--")
     contents = {
         "table.csv": flat.to_csv(index=False),
         "table.md": _markdown(frame),
-        "table.tex": latex.to_latex(index=False, escape=False, column_format="ll" + "r" * (frame.shape[1] - 2)),
+        "table.tex": frame.map(_latex).to_latex(
+            index=False, escape=False, column_format="ll" + "r" * (frame.shape[1] - 2)
+        ),
     }
     for name, content in contents.items():
         with new_file(out / name) as work:
             work.write_text(content, encoding="utf-8")
+
+
+def _latex(text: str) -> str:
+    for plain, latex in _LATEX.items():
+        text = text.replace(plain, latex)
+    return text
 
 
 def _markdown(frame: pd.DataFrame) -> str:
@@ -84,7 +89,9 @@ def _markdown(frame: pd.DataFrame) -> str:
         )
         return "| " + " | ".join(padded) + " |"
 
-    rule = "|" + "|".join(
-        "-" * (width + 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True)
-    ) + "|"
+    rule = (
+        "|"
+        + "|".join("-" * (width + 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True))
+        + "|"
+    )
     return "\n".join([line([str(name) for name in cells[0]]), rule, *(line(values) for values in cells[1:])]) + "\n"

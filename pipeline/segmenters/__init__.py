@@ -27,22 +27,24 @@ def settings_of(params: MasksParams) -> dict[str, Any]:
 
 def segmenter_class(params: MasksParams) -> type[Segmenter]:
     """Find the class that PARAMS name, without building anything."""
-    if params.segmenter == "superpixel":
-        from pipeline.segmenters.superpixel import SuperpixelSegmenter
+    match params.segmenter:  # without a default, so that mypy names a segmenter that is missing here
+        case "superpixel":
+            from pipeline.segmenters.superpixel import SuperpixelSegmenter
 
-        return SuperpixelSegmenter
-    if params.segmenter == "grid":
-        from pipeline.segmenters.grid import GridSegmenter
+            return SuperpixelSegmenter
+        case "grid":
+            from pipeline.segmenters.grid import GridSegmenter
 
-        return GridSegmenter
-    if params.segmenter == "sam":
-        from pipeline.segmenters.sam import SamSegmenter
+            return GridSegmenter
+        case "sam":
+            from pipeline.segmenters.sam import SamSegmenter
 
-        return SamSegmenter
-    if params.segmenter == "sam2":
-        from pipeline.segmenters.sam2 import Sam2Segmenter
+            return SamSegmenter
+        case "sam2":
+            from pipeline.segmenters.sam2 import Sam2Segmenter
 
-        return Sam2Segmenter
-    from pipeline.segmenters.slit import SlitSegmenter
+            return Sam2Segmenter
+        case "slit":
+            from pipeline.segmenters.slit import SlitSegmenter
 
-    return SlitSegmenter
+            return SlitSegmenter

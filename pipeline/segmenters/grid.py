@@ -23,12 +23,16 @@ class GridSegmenter(Segmenter):
 
     def __init__(self, params: GridParams) -> None:
         self._params = params
-        self.uses_object_box = params.use_object_box
 
     @classmethod
     def from_params(cls, params: MasksParams, device: str) -> "GridSegmenter":
         """Build it from its section; there are no weights."""
         return cls(params.grid)
+
+    @classmethod
+    def uses_object_box(cls, params: MasksParams) -> bool:
+        """As ``use_object_box`` says."""
+        return params.grid.use_object_box
 
     def segment(self, image: UInt8[np.ndarray, "height width 3"], object_box: Box | None = None) -> list[Segment]:
         """Cut the area into cells; fewer than rows x columns where it has fewer pixels than that."""

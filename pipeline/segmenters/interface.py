@@ -34,12 +34,10 @@ class Segmenter(ABC):
         holds_device: True is a network on one device, run in one process; False runs in worker processes, and
             instances are small and picklable.
         version: raised whenever equal settings and weights give other masks than before.
-        uses_object_box: True where the masks depend on the object box, so equal pictures may have unequal masks.
     """
 
     holds_device: ClassVar[bool]
     version: ClassVar[int]
-    uses_object_box: bool = False
 
     @classmethod
     @abstractmethod
@@ -53,6 +51,11 @@ class Segmenter(ABC):
         Raises:
             PipelineError: weights or an extra are missing, or do not fit the settings.
         """
+
+    @classmethod
+    def uses_object_box(cls, params: MasksParams) -> bool:
+        """Say whether masks depend on the object box under PARAMS, so that equal pictures may have unequal masks."""
+        return False
 
     @abstractmethod
     def segment(self, image: UInt8[np.ndarray, "height width 3"], object_box: Box | None = None) -> list[Segment]:

@@ -1,4 +1,4 @@
-"""Augmentation on whole batches, drawn anew for every view (reference_notes section 4)."""
+"""Augmentation on whole batches, drawn anew for every view (the ranges are those of the authors' code)."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ def make_augmentation(strength: Literal["none", "flip", "light", "medium"]) -> n
     """Build the augmentation named in ``train.joint.augmentation``.
 
     It takes uint8 RGB views and gives float RGB in 0..1. "medium" has the ranges of the authors' "medium"; borders
-    that come into view are black (Deviation: theirs wrap around, reference_notes A13).
+    that come into view are black (Deviation: theirs wrap around, DEVIATIONS.md A13).
     """
     flip = augmentation.RandomHorizontalFlip(p=0.5)
     steps: list[nn.Module]

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from pipeline.data.shards import BagReader
+from pipeline.data.bags import BagReader
 
 
 class PackedBags(NamedTuple):

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from pipeline.io import progress_bar
 
 
-class KeepBest(L.Callback):
+class KeepBest(L.Callback):  # type: ignore[misc]  # untyped here
     """Keeps the state of the epoch with the best validation accuracy and puts it back at the end.
 
     Of equal accuracies the lower validation loss wins, then the earlier epoch. The state before the first epoch
@@ -40,7 +40,7 @@ class KeepBest(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the best state back."""
-        pl_module.network.load_state_dict(self._state)  # type: ignore[operator,union-attr]
+        pl_module.network.load_state_dict(self._state)
 
     def _offer(self, network: Any, accuracy: float, loss: float, epoch: int) -> None:
         if (accuracy, -loss) > (self.accuracy, -self._loss):
@@ -48,7 +48,7 @@ class KeepBest(L.Callback):
             self._state = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
 
 
-class PhaseProgress(L.Callback):
+class PhaseProgress(L.Callback):  # type: ignore[misc]  # untyped here
     """One bar for all steps of a phase, with the remaining time and the last validation accuracy."""
 
     def __init__(self, what: str) -> None:
@@ -79,7 +79,7 @@ class PhaseProgress(L.Callback):
         self._bar.close()
 
 
-class Curves(L.Callback):
+class Curves(L.Callback):  # type: ignore[misc]  # untyped here
     """Writes the means of every epoch to DVCLive; steps count on over the phases of a run."""
 
     def __init__(self, live: Live) -> None:

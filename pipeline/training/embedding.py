@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.data.shards import BagReader
+from pipeline.data.bags import BagReader
 from pipeline.io import progress
 from pipeline.model.backbone import Backbone
 from pipeline.runtime import Runtime

@@ -28,7 +28,7 @@ def prototypes_from_features(
         seed: of k-means.
     """
     prototypes = torch.empty(len(prototype_labels), features.shape[1])
-    for label in prototype_labels.unique().tolist():
+    for label in sorted(set(prototype_labels.tolist())):
         own = features[view_labels == label].double().numpy()
         slots = torch.nonzero(prototype_labels == label).flatten()
         num_centres = min(len(slots), len(np.unique(own, axis=0)))

@@ -18,11 +18,11 @@ from pipeline.training.batches import PackedBags
 Rates = Sequence[tuple[Sequence[nn.Parameter], float]]
 
 
-class Phase(L.LightningModule, ABC):
+class Phase(L.LightningModule, ABC):  # type: ignore[misc]  # untyped here
     """Trains some parameters of a network and validates after every epoch.
 
     Logs ``train/<term>`` for every term of the loss, ``val/loss`` and ``val/accuracy``; all are means over images,
-    not over batches.
+    not over batches (of a class-weighted cross entropy, each batch's weighted mean counts by its images).
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.artifacts import PROTOTYPES, write_table
-from pipeline.data.shards import BagReader
+from pipeline.data.bags import BagReader
 from pipeline.io import new_folder
 from pipeline.model.files import load_protomask, save_model
 from pipeline.model.network import ProtoMask
@@ -18,7 +18,7 @@ from pipeline.params import Params
 from pipeline.runtime import Runtime
 from pipeline.training.embedding import iterate_pooled, pooled_features
 from pipeline.training.projection import EmbeddedBag, Projection, project
-from pipeline.training.run import prepare
+from pipeline.training.run import check_classes, prepare
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ def write_projection(crops: Path, trained: Path, out: Path, *, params: Params, r
     network, description = load_protomask(trained)
     training = BagReader(crops, "train")
     validation = BagReader(crops, "val")
+    check_classes(training, description["class_names"], trained)
     pooled_val = pooled_features(network.backbone, validation, runtime=runtime, what="features of val")[:, 0]
     before = _accuracy(network, pooled_val, validation)
     projection = project(

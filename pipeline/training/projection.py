@@ -1,6 +1,6 @@
 """Projection: each prototype becomes the feature of its nearest own-class training view (paper: push).
 
-The nearest view of the whole training split, not of a batch (reference_notes A1); a class without views keeps its
+The nearest view of the whole training split, not of a batch (DEVIATIONS.md A1); a class without views keeps its
 prototypes (A2). Memory is bounded in the number of images: per prototype only its best few candidates are kept.
 """
 
@@ -128,6 +128,4 @@ def _assign(candidates: Sequence[Sequence[_Candidate]]) -> list[_Candidate | Non
         if chosen[slot] is None and candidate.view not in taken:
             chosen[slot] = candidate
             taken.add(candidate.view)
-    return [
-        kept[0] if found is None and kept else found for found, kept in zip(chosen, candidates, strict=True)
-    ]
+    return [kept[0] if found is None and kept else found for found, kept in zip(chosen, candidates, strict=True)]

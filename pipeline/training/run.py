@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -18,22 +18,24 @@ from scmrepo.exceptions import SCMError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pipeline.data.shards import BagReader
+from pipeline.data.bags import BagReader
 from pipeline.errors import PipelineError
 from pipeline.io import new_folder, write_json
 from pipeline.model.backbone import Backbone
 from pipeline.model.files import save_model
 from pipeline.model.network import BlackBox, ProtoMask
-from pipeline.params import ModelParams, Params, TrainParams
+from pipeline.params import JointParams, ModelParams, Params, TrainParams, WarmupParams
 from pipeline.runtime import Runtime, keep_freed_memory
 from pipeline.training.augment import make_augmentation
 from pipeline.training.batches import ImageBags, PackedBags, PooledBags, loader, pack
 from pipeline.training.callbacks import Curves, KeepBest, PhaseProgress
 from pipeline.training.embedding import decoding_workers, pooled_features
 from pipeline.training.initialise import prototypes_from_features
-from pipeline.training.phases import BlackBoxPhase, JointPhase, Phase
+from pipeline.training.phases import BlackBoxPhase, JointPhase, Phase, Rates
 
 _log = logging.getLogger(__name__)
+
+Head = Literal["protomask", "blackbox"]
 
 
 def train(crops: Path, out: Path, curves: Path, *, params: Params, runtime: Runtime) -> dict[str, Any]:
@@ -58,12 +60,10 @@ def train(crops: Path, out: Path, curves: Path, *, params: Params, runtime: Runt
     rehearse(crops, params=params, runtime=runtime)
     report: dict[str, Any] = {}
     with new_folder(out) as folder, new_folder(curves) as live_folder:
-        network, reader, report["protomask"] = _train_protomask(crops, live_folder / "protomask", params, runtime)
-        save_model(folder, network, class_names=reader.class_names, size_px=reader.size_px)
-        if params.train.baseline:
+        for head, target in _heads(params.train, folder):
             prepare(params.seed)
-            blackbox, reader, report["blackbox"] = _train_blackbox(crops, live_folder / "blackbox", params, runtime)
-            save_model(folder / "blackbox", blackbox, class_names=reader.class_names, size_px=reader.size_px)
+            network, reader, report[head] = _train_head(head, crops, live_folder / head, params, runtime)
+            save_model(target, network, class_names=reader.class_names, size_px=reader.size_px)
         write_json(live_folder / "summary.json", report)
     return report
 
@@ -75,12 +75,12 @@ def prepare(seed: int) -> None:
     L.seed_everything(seed, workers=True, verbose=False)
     torch.use_deterministic_algorithms(True, warn_only=True)
     # the deterministic mode also fills every new tensor; nothing here reads memory that was not written
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_float32_matmul_precision("high")
 
 
 def rehearse(crops: Path, *, params: Params, runtime: Runtime) -> None:
-    """Run one batch of two images through every phase, forwards, backwards and in validation, and throw it away.
+    """Run one batch of two images through every network, forwards, backwards and in validation, and throw it away.
 
     What would stop a run after an hour (a wrong shape, too little memory, a loss that is not finite) stops it here.
 
@@ -88,38 +88,45 @@ def rehearse(crops: Path, *, params: Params, runtime: Runtime) -> None:
         PipelineError: a loss is not finite.
     """
     with _untouched_generators():
-        reader = BagReader(crops, "train")
-        batch = pack([ImageBags(reader)[bag_idx] for bag_idx in range(min(2, len(reader)))])
-        network = _protomask(reader, params.model)
-        phases: list[Phase] = [
-            JointPhase(network, loss=params.train.loss, **_joint_settings(network, reader, params.train))
-        ]
-        batches = [batch]
-        if params.train.baseline:
-            whole = BagReader(crops, "train", views="whole")
-            blackbox = BlackBox(_backbone(params.model), num_classes=len(reader.class_names))
-            phases.append(BlackBoxPhase(blackbox, **_joint_settings(blackbox, whole, params.train)))
-            batches.append(pack([ImageBags(whole)[bag_idx] for bag_idx in range(min(2, len(whole)))]))
-        for phase, images in zip(phases, batches, strict=True):
-            bags: DataLoader[PackedBags] = DataLoader([images], batch_size=None)  # type: ignore[arg-type]
+        for head, _ in _heads(params.train, Path()):
+            reader = _reader(head, crops, "train")
+            images = ImageBags(reader)
+            batch = pack([images[bag_idx] for bag_idx in range(min(2, len(reader)))])
+            network = _network(head, reader, params.model)
+            settings = _joint_settings if params.train.joint.epochs else _warmup_settings
+            phase = _phase(network, params.train, settings(network, reader, params.train))
+            bags: DataLoader[PackedBags] = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
             trainer = _trainer(runtime, epochs=1, fast_dev_run=True)
             trainer.fit(phase, bags, bags)
             for name, value in trainer.callback_metrics.items():
                 if not torch.isfinite(value):
                     raise PipelineError(f"params.yaml: the first batch gives {name} = {value}; check train and model")
-    _log.info("rehearsal passed: one batch through every phase")
+    _log.info("rehearsal passed: one batch through every network")
 
 
-def class_weights(labels: Sequence[int], num_classes: int) -> Float[Tensor, " class"]:
-    """Weigh classes by inverse frequency, N / (C * n_c) (reference_notes section 2).
+def class_weights(labels: Sequence[int], class_names: Sequence[str]) -> Float[Tensor, " class"]:
+    """Weigh classes by inverse frequency, N / (C * n_c), as the authors' code does.
 
     Raises:
         PipelineError: a class has no training image.
     """
-    counts = np.bincount(labels, minlength=num_classes)
+    counts = np.bincount(labels, minlength=len(class_names))
     if (counts == 0).any():
-        raise PipelineError(f"data/crops: class {int(counts.argmin())} has no training image with views")
-    return torch.from_numpy(len(labels) / (num_classes * counts)).float()
+        raise PipelineError(
+            f"class {class_names[int(counts.argmin())]!r} has no training image with views: check crops.empty_bag, or"
+            " leave it out of dataset.classes"
+        )
+    return torch.from_numpy(len(labels) / (len(class_names) * counts)).float()
+
+
+def check_classes(reader: BagReader, class_names: Sequence[str], folder: Path) -> None:
+    """Make sure that the network in FOLDER, which knows CLASS_NAMES, was trained on shards like the reader's.
+
+    Raises:
+        PipelineError: it was not.
+    """
+    if reader.class_names != list(class_names):
+        raise PipelineError(f"{folder}: its network knows other classes than the shards: run `dvc repro train`")
 
 
 def fit(
@@ -178,61 +185,60 @@ def _trainer(runtime: Runtime, *, epochs: int, **settings: Any) -> L.Trainer:
     )
 
 
-def _train_protomask(
-    crops: Path, curves: Path, params: Params, runtime: Runtime
-) -> tuple[ProtoMask, BagReader, dict[str, Any]]:
-    training, validation = BagReader(crops, "train"), BagReader(crops, "val")
-    network = _protomask(training, params.model)
+def _heads(params: TrainParams, folder: Path) -> list[tuple[Head, Path]]:
+    """Say which networks a run trains, and where in FOLDER each is kept."""
+    heads: list[tuple[Head, Path]] = [("protomask", folder)]
+    return [*heads, ("blackbox", folder / "blackbox")] if params.baseline else heads
+
+
+def _train_head(
+    head: Head, crops: Path, curves: Path, params: Params, runtime: Runtime
+) -> tuple[ProtoMask | BlackBox, BagReader, dict[str, Any]]:
+    training, validation = _reader(head, crops, "train"), _reader(head, crops, "val")
+    network = _network(head, training, params.model)
     train_params = params.train
+    start_on_features = head == "protomask" and train_params.prototype_init == "features"
     report: dict[str, Any] = {}
     with _live(curves) as live:
-        if train_params.warmup.epochs or train_params.prototype_init == "features":
+        if train_params.warmup.epochs or start_on_features:
             pooled, pooled_val = _both_pooled(network.backbone, training, validation, params, runtime)
-            if train_params.prototype_init == "features":
+            if start_on_features:
+                assert isinstance(network, ProtoMask)
                 _start_prototypes(network, pooled, training, params.seed)
             if train_params.warmup.epochs:
-                phase = JointPhase(
-                    network,
-                    loss=train_params.loss,
-                    rates=[
-                        (list(network.add_on.parameters()), train_params.warmup.lr_addon),
-                        ([network.prototypes], train_params.warmup.lr_prototypes),
-                    ],
-                    class_weights=_weights(training, train_params),
-                    draw_mirror=train_params.warmup.flip,
-                )
+                warmup = _phase(network, train_params, _warmup_settings(network, training, train_params))
                 report["warmup"] = _warm_up(
-                    phase, (pooled, training), (pooled_val, validation), params=params, runtime=runtime, live=live
+                    warmup, (pooled, training), (pooled_val, validation), params=params, runtime=runtime, live=live
                 )
         if train_params.joint.epochs:
-            joint = JointPhase(network, loss=train_params.loss, **_joint_settings(network, training, train_params))
+            joint = _phase(network, train_params, _joint_settings(network, training, train_params))
             report["joint"] = _joint(joint, training, validation, params=params, runtime=runtime, live=live)
     return network, training, report
 
 
-def _train_blackbox(
-    crops: Path, curves: Path, params: Params, runtime: Runtime
-) -> tuple[BlackBox, BagReader, dict[str, Any]]:
-    training, validation = BagReader(crops, "train", views="whole"), BagReader(crops, "val", views="whole")
-    network = BlackBox(_backbone(params.model), num_classes=len(training.class_names))
-    train_params = params.train
-    report: dict[str, Any] = {}
-    with _live(curves) as live:
-        if train_params.warmup.epochs:
-            pooled, pooled_val = _both_pooled(network.backbone, training, validation, params, runtime)
-            phase = BlackBoxPhase(
-                network,
-                rates=[(list(network.classifier.parameters()), train_params.warmup.lr_addon)],
-                class_weights=_weights(training, train_params),
-                draw_mirror=train_params.warmup.flip,
-            )
-            report["warmup"] = _warm_up(
-                phase, (pooled, training), (pooled_val, validation), params=params, runtime=runtime, live=live
-            )
-        if train_params.joint.epochs:
-            joint = BlackBoxPhase(network, **_joint_settings(network, training, train_params))
-            report["joint"] = _joint(joint, training, validation, params=params, runtime=runtime, live=live)
-    return network, training, report
+def _reader(head: Head, crops: Path, split: str) -> BagReader:
+    return BagReader(crops, split, views="bag" if head == "protomask" else "whole")
+
+
+def _network(head: Head, reader: BagReader, params: ModelParams) -> ProtoMask | BlackBox:
+    num_classes = len(reader.class_names)
+    weights = Path(params.weights) if params.weights else None
+    backbone = Backbone(params.backbone, weights=weights, pretrained=params.pretrained)
+    if head == "blackbox":
+        return BlackBox(backbone, num_classes=num_classes)
+    return ProtoMask(
+        backbone,
+        dim=params.dim,
+        prototype_labels=torch.arange(num_classes).repeat_interleave(params.prototypes_per_class),
+        num_classes=num_classes,
+        epsilon=params.similarity_epsilon,
+    )
+
+
+def _phase(network: ProtoMask | BlackBox, params: TrainParams, settings: dict[str, Any]) -> Phase:
+    if isinstance(network, ProtoMask):
+        return JointPhase(network, loss=params.loss, **settings)
+    return BlackBoxPhase(network, **settings)
 
 
 def _live(folder: Path) -> Live:
@@ -291,17 +297,20 @@ def _joint(
     )
 
 
+def _warmup_settings(network: ProtoMask | BlackBox, training: BagReader, params: TrainParams) -> dict[str, Any]:
+    return {
+        "rates": _head_rates(network, params.warmup),
+        "class_weights": _weights(training, params),
+        "draw_mirror": params.warmup.flip,
+    }
+
+
 def _joint_settings(network: ProtoMask | BlackBox, training: BagReader, params: TrainParams) -> dict[str, Any]:
     joint = params.joint
     network.backbone.train_last(joint.trainable_layers)
     learning = [parameter for parameter in network.backbone.parameters() if parameter.requires_grad]
-    rates = [(learning, joint.lr_backbone)]
-    if isinstance(network, ProtoMask):
-        rates += [(list(network.add_on.parameters()), joint.lr_addon), ([network.prototypes], joint.lr_prototypes)]
-    else:
-        rates += [(list(network.classifier.parameters()), joint.lr_addon)]
     return {
-        "rates": rates,
+        "rates": [(learning, joint.lr_backbone), *_head_rates(network, joint)],
         "class_weights": _weights(training, params),
         "augmentation": make_augmentation(joint.augmentation),
         "lr_step_epochs": joint.lr_step_epochs,
@@ -309,26 +318,16 @@ def _joint_settings(network: ProtoMask | BlackBox, training: BagReader, params: 
     }
 
 
+def _head_rates(network: ProtoMask | BlackBox, params: WarmupParams | JointParams) -> Rates:
+    """Give what lies on the backbone its rates; the black box's classifier takes the add-on layer's."""
+    if isinstance(network, ProtoMask):
+        return [(list(network.add_on.parameters()), params.lr_addon), ([network.prototypes], params.lr_prototypes)]
+    return [(list(network.classifier.parameters()), params.lr_addon)]
+
+
 def _weights(training: BagReader, params: TrainParams) -> Tensor | None:
-    weights = class_weights(training.labels, len(training.class_names))
+    weights = class_weights(training.labels, training.class_names)
     return weights if params.class_weights else None
-
-
-def _backbone(params: ModelParams) -> Backbone:
-    return Backbone(
-        params.backbone, weights=Path(params.weights) if params.weights else None, pretrained=params.pretrained
-    )
-
-
-def _protomask(reader: BagReader, params: ModelParams) -> ProtoMask:
-    num_classes = len(reader.class_names)
-    return ProtoMask(
-        _backbone(params),
-        dim=params.dim,
-        prototype_labels=torch.arange(num_classes).repeat_interleave(params.prototypes_per_class),
-        num_classes=num_classes,
-        epsilon=params.similarity_epsilon,
-    )
 
 
 def _start_prototypes(network: ProtoMask, pooled: Tensor, training: BagReader, seed: int) -> None:

@@ -5,9 +5,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.artifacts import IMAGES, write_table
+from pipeline.data.bags import BagReader
 from pipeline.data.boxes import box_of_mask
 from pipeline.data.masks import MaskTableWriter, StoredMask, encode_mask
-from pipeline.data.shards import BagReader
 from pipeline.io import read_json, sha256_of
 from pipeline.params import Params
 from stages.crops import app

@@ -1,1 +1,1 @@
-"""The data sets, one module each; ``DATASETS`` finds them by the name used in params.yaml."""
+"""The data sets, one module each; ``registry.open_dataset`` finds them by the name used in params.yaml."""

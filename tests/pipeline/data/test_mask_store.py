@@ -54,6 +54,13 @@ def test_what_was_put_is_there_after_reopening(tmp_path):
         assert isinstance(store.get("image", "settings")[0].box, Box)
 
 
+def test_rows_go_through_a_write_ahead_log_that_is_empty_once_the_store_is_closed(tmp_path):
+    with MaskStore(tmp_path / "masks.sqlite") as store:
+        store.put("image", "settings", MASKS)
+        assert (tmp_path / "masks.sqlite-wal").stat().st_size > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["masks.sqlite"]
+
+
 def test_an_image_without_masks_is_finished_and_not_absent(tmp_path):
     with MaskStore(tmp_path / "masks.sqlite") as store:
         store.put("image", "settings", [])
@@ -167,7 +174,7 @@ def test_a_database_of_something_else_is_one_line_that_names_the_file(tmp_path):
     database = sqlite3.connect(path)
     database.execute("CREATE TABLE masks (name TEXT)")
     database.close()
-    with pytest.raises(PipelineError, match="masks.sqlite") as error, MaskStore(path) as store:
+    with pytest.raises(PipelineError, match=r"masks\.sqlite") as error, MaskStore(path) as store:
         store.get("image", "settings")
     assert "\n" not in str(error.value)
 
@@ -183,7 +190,7 @@ def test_a_folder_that_cannot_be_written_is_one_line_that_names_the_file(tmp_pat
 
 def test_a_folder_in_place_of_the_file_is_one_line_that_names_it(tmp_path):
     (tmp_path / "masks.sqlite").mkdir()
-    with pytest.raises(PipelineError, match="masks.sqlite") as error:
+    with pytest.raises(PipelineError, match=r"masks\.sqlite") as error:
         MaskStore(tmp_path / "masks.sqlite")
     assert "\n" not in str(error.value)
 

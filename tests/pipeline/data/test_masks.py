@@ -207,9 +207,8 @@ def test_no_flipped_bit_gives_other_masks(tmp_path):
         damaged.write_bytes(changed)
         try:
             assert list(iterate_masks(damaged)) == expected  # bits that mean nothing, as in a comment of the footer
-        except PipelineError as error:
+        except PipelineError:
             refused += 1
-            assert "\n" not in str(error)
     assert refused > 40
 
 

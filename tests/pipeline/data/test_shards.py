@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import pickle
 import re
@@ -9,11 +10,12 @@ import pytest
 import webdataset
 from PIL import Image
 
-from pipeline.artifacts import IMAGES, VIEWS, metadata_of, read_table, write_table
+from pipeline.artifacts import IMAGES, VIEWS, WHOLE_IMAGE, metadata_of, read_table, write_table
+from pipeline.data.bags import BagReader
 from pipeline.data.boxes import Box, box_of_mask
 from pipeline.data.masks import MaskTableWriter, StoredMask, encode_mask
-from pipeline.data.shards import BagReader, write_crops
-from pipeline.data.views import WHOLE_IMAGE, EmptyBagError, box_of_view
+from pipeline.data.shards import write_crops
+from pipeline.data.views import EmptyBagError, box_of_view
 from pipeline.errors import PipelineError
 from pipeline.io import sha256_of
 from pipeline.params import CropsParams
@@ -174,7 +176,7 @@ def test_a_member_costs_no_more_than_its_bytes_and_one_header(crops):
     with tarfile.open(crops.path / "train-00000.tar") as tar:
         members = tar.getmembers()
     assert len(members) == 12
-    for member, following in zip(members, members[1:], strict=False):
+    for member, following in itertools.pairwise(members):
         assert member.offset_data == member.offset + 512
         assert following.offset == member.offset_data + -(-member.size // 512) * 512
 
@@ -493,7 +495,7 @@ def test_a_reader_can_be_pickled_before_and_after_reading(crops):
     views = reader.views(0)
     used = pickle.loads(pickle.dumps(reader))
     del reader  # closes its files; the copies have their own
-    for copy in (fresh, used):
+    for copy in (used, fresh):
         np.testing.assert_array_equal(copy.views(0), views)
         assert copy.image_keys == SPLITS["train"]
         assert copy.mask(copy.rows(0)[0]).shape == (SIZE, SIZE)

@@ -81,6 +81,13 @@ def test_a_vits_tokens_become_a_grid_whose_places_are_those_of_the_picture():
         torch.testing.assert_close(grid[1, :, row, column], seen["tokens"][1, num_prefix + 10 * row + column])
 
 
+def test_views_of_a_size_that_the_network_does_not_take_are_one_line():
+    with pytest.raises(PipelineError) as raised, torch.no_grad():
+        make("vit_tiny_patch16_224")(random_views(1, side_px=64))
+    assert one_line(raised).startswith("model.backbone: vit_tiny_patch16_224 does not take views of 64 px")
+    assert "crops.size_px" in str(raised.value)
+
+
 def test_pooled_features_are_the_mean_of_the_grid():
     backbone = make().eval()
     views = random_views(3)
@@ -132,7 +139,9 @@ def test_training_the_last_layers_freezes_the_others(name):
     layers = backbone.layers()
     for num_layers in range(1, len(layers)):
         backbone.train_last(num_layers)
-        expected = {id(parameter) for layer in layers[-num_layers:] for module in layer for parameter in module.parameters()}
+        expected = {
+            id(parameter) for layer in layers[-num_layers:] for module in layer for parameter in module.parameters()
+        }
         assert {id(parameter) for parameter in backbone.parameters() if parameter.requires_grad} == expected
     everything = {name for name, _ in backbone.named_parameters()}
     backbone.train_last(0)

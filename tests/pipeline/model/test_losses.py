@@ -78,7 +78,11 @@ def test_losses_and_gradients_are_those_of_the_golden_vectors(case):
     golden.compare(golden.distance, "min_d2")
     if case["id"] != "edge_near_duplicate_joint":  # at distance 0 rounding decides the logits; the index says so, too
         golden.compare(golden.logits, "logits")
-    common = {"labels": golden.labels, "prototype_labels": golden.prototype_labels, "class_weights": golden.class_weights}
+    common = {
+        "labels": golden.labels,
+        "prototype_labels": golden.prototype_labels,
+        "class_weights": golden.class_weights,
+    }
     if not golden.is_joint:
         terms = finetune_loss(golden.logits, golden.last_layer, l1=golden.coefficients["l1"], **common)
         terms["loss"].backward()
@@ -96,7 +100,7 @@ def test_losses_and_gradients_are_those_of_the_golden_vectors(case):
     terms = joint_loss(golden.logits, golden.distance, golden.prototypes, weights=weights, **common)
     golden.compare(terms["diversity"], "div_loss")
     golden.compare(terms["cross_entropy"], "classification_loss")
-    # the authors' minimum saturates at the feature dimension; ours is a true one (reference_notes A17)
+    # the authors' minimum saturates at the feature dimension; ours is a true one (DEVIATIONS.md A17)
     golden.compare(terms["cluster"].detach().clamp_max(golden.dim), "cluster_cost")
     golden.compare(terms["separation"].detach().clamp_max(golden.dim), "separation_cost")
     saturated = (terms["cluster"] > golden.dim) | (terms["separation"] > golden.dim)
@@ -148,7 +152,9 @@ def test_distances_beyond_the_feature_dimension_do_not_saturate():
 def test_diversity_takes_the_plain_sum_over_ordered_pairs_where_classes_own_different_numbers(problem):
     by_image = []
     for label in problem["labels"].tolist():
-        own = [vector for vector, of in zip(problem["prototypes"], problem["prototype_labels"], strict=True) if of == label]
+        own = [
+            vector for vector, of in zip(problem["prototypes"], problem["prototype_labels"], strict=True) if of == label
+        ]
         total = sum(math.sqrt(((one - other) ** 2).sum().item()) for one in own for other in own)
         by_image.append(math.exp(-0.001 * total))
     result = diversity_loss(problem["prototypes"], problem["labels"], problem["prototype_labels"])

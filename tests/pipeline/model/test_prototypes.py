@@ -67,7 +67,9 @@ def test_the_golden_vectors_have_distances():
     assert len(cases) == 3
 
 
-@pytest.mark.parametrize("case", [case for case in golden_cases("model_protomask.npz") if case.id in (None, "log_similarity")])
+@pytest.mark.parametrize(
+    "case", [case for case in golden_cases("model_protomask.npz") if case.id in (None, "log_similarity")]
+)
 def test_log_similarity_is_that_of_the_golden_vectors(case):
     with np.load(GOLDEN / "model_protomask.npz") as stored:
         similarity = log_similarity(torch.from_numpy(stored["log_similarity.in.d2"]), AUTHORS_EPSILON)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.boxes import Box, box_of_mask
-from pipeline.params import GridParams
+from pipeline.params import GridParams, MasksParams
 from pipeline.segmenters.grid import GridSegmenter
 
 GOLDEN = Path(__file__).parents[4] / "shared" / "golden"
@@ -41,8 +41,8 @@ def test_the_object_box_counts_only_when_asked_for():
     assert boxes(GridParams(rows=1, columns=1), 8, 8, area) == [Box(0, 0, 8, 8)]
     assert boxes(GridParams(rows=1, columns=1, use_object_box=True), 8, 8, area) == [area]
     assert boxes(GridParams(rows=1, columns=1, use_object_box=True), 8, 8) == [Box(0, 0, 8, 8)]
-    assert GridSegmenter(GridParams(use_object_box=True)).uses_object_box
-    assert not GridSegmenter(GridParams()).uses_object_box
+    assert GridSegmenter.uses_object_box(MasksParams(grid=GridParams(use_object_box=True)))
+    assert not GridSegmenter.uses_object_box(MasksParams())
 
 
 def test_a_box_beyond_the_image_is_cut_to_it():

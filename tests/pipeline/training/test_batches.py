@@ -7,7 +7,7 @@ import simplejpeg
 import torch
 
 from pipeline.artifacts import VIEWS, write_table
-from pipeline.data.shards import BagReader
+from pipeline.data.bags import BagReader
 from pipeline.model.backbone import Backbone
 from pipeline.runtime import Runtime
 from pipeline.training import embedding
@@ -54,6 +54,15 @@ def write_crops(folder):
         offsets = {member.name: member.offset_data for member in tar}
     rows = [{**row, "jpeg_offset": offsets[row["jpeg_offset"]]} for row in rows]
     write_table(folder / "views.parquet", rows, VIEWS, class_names=["a", "b", "c"], size_px=SIDE_PX)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small only wait for each other's threads."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")

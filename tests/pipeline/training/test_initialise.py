@@ -3,7 +3,9 @@ import torch
 
 from pipeline.training.initialise import prototypes_from_features
 
-CENTRES = np.array([[[0.1, 0.1], [0.9, 0.1], [0.1, 0.9]], [[0.9, 0.9], [0.5, 0.5], [0.3, 0.7]]])  # [class, cluster, dim]
+CENTRES = np.array(
+    [[[0.1, 0.1], [0.9, 0.1], [0.1, 0.9]], [[0.9, 0.9], [0.5, 0.5], [0.3, 0.7]]]
+)  # [class, cluster, dim]
 
 
 def clustered(num_each=8):
@@ -28,7 +30,9 @@ def test_the_prototypes_of_a_class_start_on_views_of_its_own_clusters():
 
 def test_a_class_with_fewer_views_than_prototypes_uses_all_its_views_and_some_twice():
     features = torch.tensor([[0.1, 0.1], [0.9, 0.9], [0.9, 0.9]])
-    prototypes = prototypes_from_features(features, torch.zeros(3, dtype=torch.long), torch.zeros(5, dtype=torch.long), seed=0)
+    prototypes = prototypes_from_features(
+        features, torch.zeros(3, dtype=torch.long), torch.zeros(5, dtype=torch.long), seed=0
+    )
     values = {tuple(vector) for vector in prototypes.tolist()}
     assert values == {tuple(vector) for vector in features.tolist()}
 

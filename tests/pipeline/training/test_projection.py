@@ -44,9 +44,7 @@ def test_projection_is_the_intended_one_of_the_golden_vectors(case):
     result = project(prototypes, prototype_labels, bags, distinct_views=False)
     tolerance = {"atol": case["atol"], "rtol": case["rtol"]}
     np.testing.assert_allclose(result.prototypes, arrays["fix.prototypes"], **tolerance)
-    found = [
-        [-1, -1] if source is None else [int(source.image_key), source.view_idx] for source in result.sources
-    ]
+    found = [[-1, -1] if source is None else [int(source.image_key), source.view_idx] for source in result.sources]
     assert found == arrays["fix.source"][:, 1:].tolist()
     distances = [np.nan if source is None else source.distance_before for source in result.sources]
     np.testing.assert_allclose(distances, arrays["fix.min_dist"], **tolerance)
@@ -56,7 +54,9 @@ def random_bags(seed, num_bags=12, labels=(0, 1, 2), dim=4):
     rng = np.random.default_rng(seed)
     return [
         EmbeddedBag(
-            f"image-{idx:02d}", labels[idx % len(labels)], torch.from_numpy(rng.random((rng.integers(1, 5), dim))).float()
+            f"image-{idx:02d}",
+            labels[idx % len(labels)],
+            torch.from_numpy(rng.random((rng.integers(1, 5), dim))).float(),
         )
         for idx in range(num_bags)
     ]

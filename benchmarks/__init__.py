@@ -1,0 +1,1 @@
+"""Measurements: each module prints one JSON line; ``results/`` keeps lines, named by benchmark and device."""

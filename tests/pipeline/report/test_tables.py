@@ -1,0 +1,110 @@
+import csv
+import re
+
+import pytest
+
+from pipeline.metrics.interface import Metric
+from pipeline.metrics.registry import METRICS, metric
+from pipeline.report.tables import ROW_TITLES, metric_title, metrics_frame, render_value, write_tables
+
+NAMES = ("table.csv", "table.md", "table.tex")
+
+
+@pytest.fixture
+def metrics():
+    """Metrics in which every value differs; the black box has one family, and one number cannot be had."""
+    content = {}
+    for place, row in enumerate(("protomask", "protomask_projected", "protomask_trained")):
+        content[row] = {}
+        for idx, declared in enumerate(METRICS):
+            content[row].setdefault(declared.family, {})[declared.key] = (1 + idx + 20 * place) / 97
+    content["protomask"]["compactness"]["negative_positive_ratio"] = None
+    content["blackbox"] = {"classification": dict.fromkeys(content["protomask"]["classification"], 0.5)}
+    return content
+
+
+def write(folder, metrics):
+    write_tables(folder, metrics)
+    return {name: (folder / name).read_text(encoding="utf-8") for name in NAMES}
+
+
+def test_the_csv_holds_every_number_as_it_is(tmp_path, metrics):
+    rows = list(csv.DictReader(write(tmp_path, metrics)["table.csv"].splitlines()))
+    found = {(row["row"], row["family"], row["metric"]): float(row["value"]) if row["value"] else None for row in rows}
+    expected = {
+        (row, family, key): value
+        for row, families in metrics.items()
+        for family, scores in families.items()
+        for key, value in scores.items()
+    }
+    assert len(rows) == len(expected) == 3 * len(METRICS) + len(metrics["blackbox"]["classification"])
+    assert found == expected
+
+
+def cells(lines, separator):
+    return [[cell.strip() for cell in re.split(separator, line)] for line in lines]
+
+
+def test_the_markdown_table_has_a_line_per_metric_and_a_column_per_network(tmp_path, metrics):
+    lines = write(tmp_path, metrics)["table.md"].splitlines()
+    head, rule, *body = cells((line.strip("|") for line in lines), r"\|")
+    assert head == ["family", "metric", *(ROW_TITLES[row] for row in metrics)]
+    assert all(re.fullmatch("-+:?", cell) for cell in rule)
+    assert len(body) == len(METRICS)
+    for declared, line in zip(METRICS, body, strict=True):
+        values = [families.get(declared.family, {}).get(declared.key) for families in metrics.values()]
+        assert line == [declared.family, metric_title(declared), *(render_value(declared, value) for value in values)]
+    assert len({len(line) for line in lines}) == 1  # the columns stand straight
+
+
+def test_the_latex_table_has_the_same_values_and_escapes_what_latex_would_read(tmp_path, metrics):
+    content = write(tmp_path, metrics)
+    body = [line for line in content["table.tex"].splitlines() if line.endswith(r"\\") and "family" not in line]
+    assert len(body) == len(METRICS)
+    for declared, line in zip(METRICS, cells((line.removesuffix(r"\\") for line in body), "&"), strict=True):
+        values = [families.get(declared.family, {}).get(declared.key) for families in metrics.values()]
+        assert line[2:] == [render_value(declared, value).replace("–", "--") for value in values]
+        assert line[1].startswith(declared.title)
+        assert (r"\%" in line[1]) == (declared.unit == "fraction")
+        assert (r"$\uparrow$" in line[1]) == (declared.direction == "higher")
+        assert (r"$\downarrow$" in line[1]) == (declared.direction == "lower")
+    assert not re.search(r"(?<!\\)[%#_]", content["table.tex"])
+    assert content["table.tex"].isascii()
+
+
+def test_what_cannot_be_had_is_empty_in_the_csv_and_a_dash_for_people(tmp_path, metrics):
+    content = write(tmp_path, metrics)
+    assert "protomask,compactness,negative_positive_ratio,\n" in content["table.csv"]
+    line = next(line for line in content["table.md"].splitlines() if "Negative-positive ratio" in line)
+    assert [cell.strip() for cell in line.strip("|").split("|")][2] == "–"
+
+
+def test_equal_metrics_give_equal_bytes(tmp_path, metrics):
+    assert write(tmp_path / "one", metrics) == write(tmp_path / "other", metrics)
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value", "expected"),
+    [
+        ("classification", "accuracy", 0.98765, "98.77"),
+        ("classification", "accuracy", 1.0, "100.00"),
+        ("compactness", "global_size", 60.0, "60.0"),
+        ("compactness", "negative_positive_ratio", 0.12345, "0.123"),
+        ("contrastivity", "inter_prototype_distance", 0.5, "0.500"),
+        ("classification", "f1", None, "–"),
+    ],
+)
+def test_values_are_rendered_by_unit_percent_only_here(family, key, value, expected):
+    assert render_value(metric(family, key), value) == expected
+
+
+def test_a_title_says_the_unit_and_the_better_side():
+    neither = Metric("key", "family", "Entropy", "ratio", "neither", "no formula")
+    assert metric_title(neither) == "Entropy"
+    assert metric_title(metric("classification", "accuracy")) == "Accuracy % ↑"
+    assert metric_title(metric("compactness", "local_size")) == "Local size ↓"
+
+
+def test_the_table_takes_the_rows_there_are(metrics):
+    del metrics["blackbox"], metrics["protomask_trained"]
+    assert list(metrics_frame(metrics).columns) == ["family", "metric", "ProtoMask", "- before fine-tuning"]

@@ -1,0 +1,307 @@
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+
+from pipeline.artifacts import PER_IMAGE, VIEWS, read_table, write_table
+from pipeline.data.bags import BagReader
+from pipeline.evaluation import evaluate
+from pipeline.io import read_json
+from pipeline.metrics.registry import METRICS
+from pipeline.model.backbone import Backbone
+from pipeline.model.files import load_blackbox, load_protomask, save_model
+from pipeline.model.network import BlackBox, ProtoMask
+from pipeline.params import EvaluateParams, Params
+from pipeline.runtime import Runtime
+from pipeline.training import embedding
+
+CPU = Runtime(device="cpu")
+SIDE_PX = 32
+LENGTHS = [3, 1, 2, 4, 2, 1, 3, 2, 1, 5, 2]
+LABELS = [0, 1, 2, 1, 0, 0, 1, 1, 2, 1, 0]
+CLASS_NAMES = ["Gull", "Wren", "Robin", "Auk"]  # no image is an auk
+ROWS = ["protomask", "protomask_projected", "protomask_trained"]
+
+
+def write_crops(folder, order=None):
+    """Test bags of noise, whole images outside their bags; ORDER says in which order they lie in the shard."""
+    folder.mkdir()
+    rows = []
+    with tarfile.open(folder / "test-00000.tar", "w") as tar:
+        for bag_idx in range(len(LENGTHS)) if order is None else order:
+            rng = np.random.default_rng(bag_idx)
+            for view_idx in range(LENGTHS[bag_idx] + 1):
+                is_whole = view_idx == LENGTHS[bag_idx]
+                pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+                content = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), 95, "RGB", "444")
+                member = tarfile.TarInfo(f"image-{bag_idx:02d}.{view_idx:02d}.jpg")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+                rows.append(
+                    {
+                        "image_key": f"image-{bag_idx:02d}",
+                        "view_idx": view_idx,
+                        "split": "test",
+                        "label": LABELS[bag_idx],
+                        "mask_idx": -1 if is_whole else view_idx,
+                        "mask_box": [0, 0, 9, 9],
+                        "box": [0, 0, 9, 9],
+                        "area_px": 81,
+                        "shard": "test-00000.tar",
+                        "jpeg_offset": member.name,
+                        "jpeg_size": len(content),
+                        "mask_offset": None,
+                        "mask_size": None,
+                        "in_bag": not is_whole,
+                    }
+                )
+    with tarfile.open(folder / "test-00000.tar") as tar:
+        offsets = {member.name: member.offset_data for member in tar}
+    rows = [{**row, "jpeg_offset": offsets[row["jpeg_offset"]]} for row in rows]
+    rows.sort(key=lambda row: (row["split"], row["image_key"], row["view_idx"]))
+    write_table(folder / "views.parquet", rows, VIEWS, class_names=CLASS_NAMES, size_px=SIDE_PX)
+
+
+def write_models(folder, per_class=2, negative=False):
+    """Three states of one network that share the embedding, and a black box, all at random."""
+    torch.manual_seed(0)
+    labels = torch.arange(len(CLASS_NAMES)).repeat_interleave(per_class)
+    backbone = Backbone("test_efficientnet")
+    network = ProtoMask(backbone, dim=6, prototype_labels=labels, num_classes=len(CLASS_NAMES), epsilon=1e-4)
+    torch.nn.init.normal_(network.add_on.weight)
+    torch.nn.init.zeros_(network.add_on.bias)
+    saved = {"class_names": CLASS_NAMES, "size_px": SIDE_PX}
+    save_model(folder / "trained", network, **saved)
+    torch.nn.init.uniform_(network.prototypes)
+    save_model(folder / "projected", network, **saved)
+    torch.nn.init.normal_(network.last_layer.weight)
+    if negative:
+        network.last_layer.weight.data.abs_().neg_()
+    save_model(folder / "final", network, **saved)
+    blackbox = BlackBox(backbone, num_classes=len(CLASS_NAMES))
+    torch.nn.init.normal_(blackbox.classifier.weight)
+    save_model(folder / "trained" / "blackbox", blackbox, **saved)
+    return folder
+
+
+def run(crops, models, out, **settings):
+    params = Params(evaluate=EvaluateParams(**settings))
+    return evaluate(crops, models / "trained", models / "projected", models / "final", out, params=params, runtime=CPU)
+
+
+def without(folder, name):
+    (folder / name / "model.json").unlink()
+    (folder / name / "model.safetensors").unlink()
+    (folder / name).rmdir()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small only wait for each other's threads."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "crops"
+    write_crops(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, crops, models):
+    out = tmp_path_factory.mktemp("results")
+    run(crops, models, out, top_prototypes=3)
+    return out
+
+
+def rows_of(results, row):
+    return [entry for entry in read_table(results / "per_image.parquet", PER_IMAGE).to_pylist() if entry["row"] == row]
+
+
+def similarities_of(crops, folder):
+    """Similarity and nearest view of every image and prototype, bag by bag through the whole network."""
+    network, _ = load_protomask(folder)
+    reader = BagReader(crops, "test")
+    similarity, view, logits = [], [], []
+    for bag_idx in range(len(reader)):
+        pixels = torch.from_numpy(reader.views(bag_idx)).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            output = network(pixels, torch.tensor([len(pixels)]))
+        similarity.append(output.similarity[0].numpy())
+        view.append(output.view[0].numpy())
+        logits.append(output.logits[0].numpy())
+    return np.stack(similarity), np.stack(view), np.stack(logits)
+
+
+def test_there_is_a_row_per_state_with_its_families_and_every_declared_metric(results):
+    metrics = read_json(results / "metrics.json")
+    assert sorted(metrics) == sorted([*ROWS, "blackbox"])
+    declared = {(metric.family, metric.key) for metric in METRICS}
+    for row in ROWS:
+        assert {(family, key) for family, scores in metrics[row].items() for key in scores} == declared
+    assert list(metrics["blackbox"]) == ["classification"]
+    assert metrics["blackbox"]["classification"].keys() == metrics["protomask"]["classification"].keys()
+
+
+def test_the_metrics_are_returned_as_they_are_written(tmp_path, crops, models):
+    assert run(crops, models, tmp_path) == read_json(tmp_path / "metrics.json")
+
+
+def test_fractions_are_between_0_and_1_and_not_percent(results):
+    metrics = read_json(results / "metrics.json")
+    fractions = [metric for metric in METRICS if metric.unit == "fraction"]
+    values = [metrics["protomask"][metric.family][metric.key] for metric in fractions]
+    assert len(values) > 5
+    assert all(0 <= value <= 1 for value in values)
+    assert any(value > 0 for value in values)
+
+
+@pytest.mark.parametrize("row", [*ROWS, "blackbox"])
+def test_accuracies_follow_from_the_rows_per_image(results, row):
+    entries = rows_of(results, row)
+    assert [entry["image_key"] for entry in entries] == [f"image-{idx:02d}" for idx in range(len(LENGTHS))]
+    assert [entry["label"] for entry in entries] == LABELS
+    hit = np.array([entry["predicted"] == entry["label"] for entry in entries])
+    scores = read_json(results / "metrics.json")[row]["classification"]
+    assert scores["accuracy"] == pytest.approx(hit.mean(), abs=1e-6)
+    # the class without an image does not enter
+    balanced = np.mean([hit[np.array(LABELS) == label].mean() for label in range(3)])
+    assert scores["balanced_accuracy"] == pytest.approx(balanced, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("row", "state"), [("protomask", "final"), ("protomask_projected", "projected"), ("protomask_trained", "trained")]
+)
+def test_the_rows_per_image_are_what_the_network_says_of_each_bag_alone(crops, models, results, row, state):
+    similarity, view, logits = similarities_of(crops, models / state)
+    for idx, entry in enumerate(rows_of(results, row)):
+        probability = np.exp(logits[idx] - logits[idx].max())
+        probability /= probability.sum()
+        assert entry["predicted"] == logits[idx].argmax()
+        assert entry["confidence"] == pytest.approx(probability.max(), rel=1e-3)
+        assert entry["label_probability"] == pytest.approx(probability[LABELS[idx]], rel=1e-3)
+        ranked = np.argsort(-similarity[idx])[:3]
+        assert entry["top_prototypes"] == ranked.tolist()
+        assert entry["top_similarities"] == pytest.approx(similarity[idx][ranked].tolist(), rel=1e-3)
+        assert entry["top_views"] == view[idx][ranked].tolist()
+        assert max(entry["top_views"]) < LENGTHS[idx]
+
+
+def test_a_black_box_sees_the_whole_image_and_has_no_prototypes(crops, models, results):
+    network, _ = load_blackbox(models / "trained" / "blackbox")
+    reader = BagReader(crops, "test", views="whole")
+    for idx, entry in enumerate(rows_of(results, "blackbox")):
+        with torch.no_grad():
+            logits = network(torch.from_numpy(reader.views(idx)).permute(0, 3, 1, 2))[0]
+        assert entry["predicted"] == logits.argmax().item()
+        assert entry["confidence"] == pytest.approx(torch.softmax(logits, 0).max().item(), rel=1e-3)
+        assert entry["top_prototypes"] is entry["top_similarities"] is entry["top_views"] is None
+
+
+def test_compactness_and_contrastivity_are_those_of_plain_loops(crops, models, results):
+    similarity, _, _ = similarities_of(crops, models / "final")
+    network, _ = load_protomask(models / "final")
+    weight, prototypes = network.last_layer.weight.detach().numpy(), network.prototypes.detach().numpy()
+    scores = read_json(results / "metrics.json")["protomask"]
+    local = [sum(value > 0.1 * max(row) for value in row) for row in similarity]
+    assert scores["compactness"] == pytest.approx(
+        {
+            "global_size": sum(any(w > 1e-3 for w in column) for column in weight.T),
+            "sparsity": np.mean(np.abs(weight) <= 1e-3),
+            "negative_positive_ratio": (weight < -1e-3).sum() / (weight > 1e-3).sum(),
+            "local_size": np.mean(local),
+        },
+        abs=1e-6,
+    )
+    unit = prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)
+    top = [np.argsort(-row)[:3] for row in similarity]
+    intra = [np.mean([1 - unit[a] @ unit[b] for a in ranks for b in ranks if a != b]) for ranks in top]
+    inter = [
+        np.mean(
+            [
+                1 - unit[a] @ unit[b]
+                for i, one in enumerate(top)
+                for j, other in enumerate(top)
+                if LABELS[i] == label and LABELS[j] != label
+                for a in one
+                for b in other
+            ]
+        )
+        for label in range(3)
+    ]
+    assert scores["contrastivity"]["intra_prototype_distance"] == pytest.approx(np.mean(intra), abs=1e-5)
+    assert scores["contrastivity"]["inter_prototype_distance"] == pytest.approx(np.mean(inter), abs=1e-5)
+
+
+@pytest.mark.parametrize(("images", "views"), [(1, 1), (3, 5), (11, 64)])
+def test_how_many_images_go_through_at_once_does_not_matter(
+    tmp_path, crops, models, results, monkeypatch, images, views
+):
+    monkeypatch.setattr(embedding, "_IMAGES_PER_BATCH", images)
+    monkeypatch.setattr(embedding, "_VIEWS_PER_STEP", {"cpu": views})
+    metrics = run(crops, models, tmp_path, top_prototypes=3)
+    expected = read_json(results / "metrics.json")
+    for row, families in expected.items():
+        for family, scores in families.items():
+            assert metrics[row][family] == pytest.approx(scores, abs=1e-5)
+
+
+def test_where_bags_lie_in_the_shards_does_not_matter(tmp_path, models, results):
+    write_crops(tmp_path / "crops", order=reversed(range(len(LENGTHS))))
+    run(tmp_path / "crops", models, tmp_path / "results", top_prototypes=3)
+    for name in ("metrics.json", "per_image.parquet"):
+        assert (tmp_path / "results" / name).read_bytes() == (results / name).read_bytes()
+
+
+def test_a_second_run_gives_the_same_bytes(tmp_path, crops, models, results):
+    run(crops, models, tmp_path, top_prototypes=3)
+    names = sorted(path.name for path in results.iterdir())
+    assert names == ["metrics.json", "per_image.parquet", "table.csv", "table.md", "table.tex"]
+    assert all((tmp_path / name).read_bytes() == (results / name).read_bytes() for name in names)
+
+
+def test_what_cannot_be_had_is_null(tmp_path, crops):
+    models = write_models(tmp_path / "models", per_class=1, negative=True)
+    metrics = run(crops, models, tmp_path / "results", top_prototypes=1)
+    # no positive weight to divide by; a single prototype has no other to be compared with
+    assert metrics["protomask"]["compactness"]["negative_positive_ratio"] is None
+    assert metrics["protomask"]["contrastivity"]["intra_prototype_distance"] is None
+    assert metrics["protomask"]["contrastivity"]["inter_prototype_distance"] is not None
+    assert metrics["protomask_trained"]["compactness"]["negative_positive_ratio"] == 0
+    assert read_json(tmp_path / "results" / "metrics.json") == metrics
+    assert "–" in (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
+
+
+def test_more_top_prototypes_and_classes_than_there_are_take_all(tmp_path, crops, models):
+    metrics = run(crops, models, tmp_path, top_prototypes=99, top_classes=99)
+    assert metrics["protomask"]["classification"]["topk_accuracy"] == 1.0
+    assert all(len(entry["top_prototypes"]) == 8 for entry in rows_of(tmp_path, "protomask"))
+
+
+def test_without_a_black_box_there_is_no_row_for_it(tmp_path, crops):
+    models = write_models(tmp_path / "models")
+    without(models / "trained", "blackbox")
+    metrics = run(crops, models, tmp_path / "results")
+    assert sorted(metrics) == sorted(ROWS)
+    assert "Black box" not in (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
+
+
+def test_the_tables_hold_the_numbers_of_metrics_json(results):
+    metrics = read_json(results / "metrics.json")
+    accuracies = [f"{100 * metrics[row]['classification']['accuracy']:.2f}" for row in [*ROWS, "blackbox"]]
+    for name, separator in (("table.md", "|"), ("table.tex", "&")):
+        line = next(line for line in (results / name).read_text(encoding="utf-8").splitlines() if " Accuracy " in line)
+        cells = [cell.strip() for cell in line.removesuffix(r"\\").strip("|").split(separator)]
+        assert cells[2:] == accuracies

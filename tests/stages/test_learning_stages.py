@@ -1,0 +1,564 @@
+"""The stages train, project, finetune and evaluate, one after the other on a few coloured pictures."""
+
+import io
+import json
+import re
+import shutil
+import tarfile
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import simplejpeg
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from pipeline.artifacts import PROTOTYPES, VIEWS, metadata_of, read_table, write_table
+from pipeline.data.bags import BagReader
+from pipeline.io import read_json
+from pipeline.model.files import load_blackbox, load_protomask
+from pipeline.model.prototypes import squared_distance
+from pipeline.params import Params, load_params
+from pipeline.runtime import Runtime
+from pipeline.training import embedding, run
+from stages.evaluate import app as evaluate_app
+from stages.finetune import app as finetune_app
+from stages.project import app as project_app
+from stages.train import app as train_app
+
+SIDE_PX = 64
+CLASS_NAMES = ["blue", "green", "red"]
+IMAGES = {"train": 5, "val": 2, "test": 3}  # per class
+WARMUP_EPOCHS, JOINT_EPOCHS = 15, 2
+
+
+def write_crops(folder):
+    """Bags of 1 to 3 views, one in its class's colour, the rest grey; the whole image is in every other bag only."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rows = []
+    for split, num_images in IMAGES.items():
+        shard = f"{split}-00000.tar"
+        with tarfile.open(folder / shard, "w") as tar:
+            for image in range(num_images * len(CLASS_NAMES)):
+                label, num_masks = image % len(CLASS_NAMES), int(rng.integers(1, 4))
+                coloured = int(rng.integers(num_masks))
+                for view_idx in range(num_masks + 1):
+                    is_whole = view_idx == num_masks
+                    pixels = rng.integers(100, 140, (SIDE_PX, SIDE_PX, 3))
+                    if view_idx == coloured or is_whole:
+                        pixels[16:48, 16:48, label] += 100
+                    content = simplejpeg.encode_jpeg(pixels.astype(np.uint8), 95, "RGB", "444")
+                    member = tarfile.TarInfo(f"{split}-{image:02d}.{view_idx:02d}.jpg")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+                    rows.append(
+                        {
+                            "image_key": f"{split}-{image:02d}",
+                            "view_idx": view_idx,
+                            "split": split,
+                            "label": label,
+                            "mask_idx": -1 if is_whole else view_idx + 3,
+                            "mask_box": [1, 2, 21 + view_idx, 32],
+                            "box": [0, 1, 22 + view_idx, 33],
+                            "area_px": 300,
+                            "shard": shard,
+                            "jpeg_offset": member.name,
+                            "jpeg_size": len(content),
+                            "mask_offset": None,
+                            "mask_size": None,
+                            "in_bag": not is_whole or image % 2 == 0,
+                        }
+                    )
+        with tarfile.open(folder / shard) as tar:
+            offsets = {member.name: member.offset_data for member in tar}
+        for row in rows:
+            row["jpeg_offset"] = offsets.get(row["jpeg_offset"], row["jpeg_offset"])
+    rows.sort(key=lambda row: (row["split"], row["image_key"], row["view_idx"]))
+    write_table(folder / "views.parquet", rows, VIEWS, class_names=CLASS_NAMES, size_px=SIDE_PX)
+
+
+def rewrite_views(crops, keep):
+    """Keep the rows of views.parquet for which KEEP holds."""
+    table = read_table(crops / "views.parquet", VIEWS)
+    names = metadata_of(table, "class_names")
+    rows = [row for row in table.to_pylist() if keep(row)]
+    assert 0 < len(rows) < len(table)
+    write_table(crops / "views.parquet", rows, VIEWS, class_names=names, size_px=SIDE_PX)
+
+
+def write_params(path, **changes):
+    """Params of a small run; CHANGES are dotted keys, with __ for the dot."""
+    content = Params().model_dump(mode="json")
+    settings = {
+        "model__backbone": "test_efficientnet",
+        "model__pretrained": False,
+        "model__dim": 16,
+        "model__prototypes_per_class": 2,
+        "train__batch_images": 4,
+        "train__accumulate_batches": 3,
+        "train__warmup__epochs": WARMUP_EPOCHS,
+        "train__warmup__batch_images": 8,
+        "train__warmup__lr_addon": 0.05,
+        "train__warmup__lr_prototypes": 0.05,
+        "train__joint__epochs": JOINT_EPOCHS,
+        "train__joint__trainable_layers": 2,
+        "finetune__epochs": 3,
+        "finetune__batch_images": 8,
+    }
+    for key, value in {**settings, **changes}.items():
+        *sections, name = key.split("__")
+        place = content
+        for section in sections:
+            place = place[section]
+        assert name in place
+        place[name] = value
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+class Pipeline:
+    """A project folder with crops, params and what the stages write."""
+
+    def __init__(self, folder, crops, **changes):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.crops = crops
+        self.trained, self.projected, self.final = (
+            folder / "models" / name for name in ("trained", "projected", "final")
+        )
+        self.results = folder / "results"
+        self.settings = [
+            "--params",
+            write_params(folder / "params.yaml", **changes),
+            "--runtime",
+            folder / "runtime.yaml",
+        ]
+        (folder / "runtime.yaml").write_text("device: cpu\n")
+
+    def call(self, app, *arguments):
+        result = CliRunner().invoke(app, [str(argument) for argument in (*arguments, *self.settings)])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    def train(self, *options):
+        return self.call(train_app, self.crops, self.trained, self.results / "train", *options)
+
+    def project(self):
+        return self.call(project_app, self.crops, self.trained, self.projected, self.results / "project.json")
+
+    def finetune(self):
+        return self.call(finetune_app, self.crops, self.projected, self.final, self.results / "finetune.json")
+
+    def evaluate(self):
+        return self.call(evaluate_app, self.crops, self.trained, self.projected, self.final, self.results)
+
+    def run(self, *stages):
+        for stage in stages:
+            result = getattr(self, stage)()
+            assert result.exit_code == 0, result.output
+        return self
+
+
+def bytes_of(*folders):
+    """Every file under the folders, by its path from the folder's parent."""
+    found = {
+        str(path.relative_to(folder.parent)): path.read_bytes()
+        for folder in folders
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    assert found
+    return found
+
+
+def one_line(result):
+    """The message of a failed stage; nothing else is printed but the log."""
+    assert result.exit_code == 1
+    lines = [line for line in result.output.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert result.output.rstrip().endswith(lines[0])
+    return lines[0].removeprefix("error: ")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small only wait for each other's threads."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield num_threads
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "crops"
+    write_crops(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, crops):
+    """All four stages, run once."""
+    return Pipeline(tmp_path_factory.mktemp("done"), crops).run("train", "project", "finetune", "evaluate")
+
+
+def test_a_second_run_gives_the_same_bytes_in_every_file(tmp_path, crops, done):
+    torch.rand(5)  # whatever ran before
+    again = Pipeline(tmp_path, crops).run("train", "project", "finetune", "evaluate")
+    first, second = (bytes_of(one.folder / "models", one.results) for one in (done, again))
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+@pytest.mark.slow
+def test_two_runs_on_all_threads_give_the_same_bytes(tmp_path, crops, one_thread):
+    torch.set_num_threads(max(2, one_thread))
+    found = []
+    for name in ("one", "other"):
+        changes = {"train__warmup__epochs": 1, "train__joint__epochs": 1, "train__joint__trainable_layers": "all"}
+        pipeline = Pipeline(tmp_path / name, crops, train__baseline=False, **changes).run("train")
+        found.append(bytes_of(pipeline.folder / "models", pipeline.results))
+    torch.set_num_threads(1)
+    assert found[0] == found[1]
+
+
+def test_all_that_is_announced_is_written(done):
+    names = set(bytes_of(done.folder / "models", done.results))
+    expected = {
+        f"models/{stage}/model.{kind}"
+        for stage in ("trained", "projected", "final")
+        for kind in ("json", "safetensors")
+    }
+    expected |= {"models/trained/blackbox/model.json", "models/trained/blackbox/model.safetensors"}
+    expected |= {"models/projected/prototypes.parquet", "models/final/prototypes.parquet"}
+    expected |= {"results/project.json", "results/finetune.json", "results/metrics.json", "results/per_image.parquet"}
+    expected |= {f"results/table.{kind}" for kind in ("csv", "md", "tex")} | {"results/train/summary.json"}
+    assert expected <= names
+    assert all(name.startswith("results/train/") for name in names - expected)
+
+
+def test_training_projecting_and_finetuning_never_open_the_test_split(tmp_path, crops, done):
+    without = tmp_path / "crops"
+    shutil.copytree(crops, without)
+    (without / "test-00000.tar").unlink()
+    rewrite_views(without, lambda row: row["split"] != "test")
+    again = Pipeline(tmp_path / "project", without).run("train", "project", "finetune")
+    second = bytes_of(again.folder / "models", again.results)
+    first = bytes_of(done.folder / "models", done.results)
+    assert {name for name in second if second[name] != first[name]} == set()
+
+
+def test_the_networks_learn(done):
+    summary = read_json(done.results / "train" / "summary.json")
+    assert set(summary) == {"protomask", "blackbox"}
+    for network in summary.values():
+        assert {phase: report["epochs"] for phase, report in network.items()} == {
+            "warmup": WARMUP_EPOCHS,
+            "joint": JOINT_EPOCHS,
+        }
+        assert network["warmup"]["best_epoch"] > 0
+        # a phase starts where the one before it was best, so it never ends worse
+        assert network["warmup"]["val_accuracy"] <= network["joint"]["val_accuracy"]
+    assert summary["protomask"]["joint"]["val_accuracy"] > 0.8  # chance is a third
+
+
+def test_curves_have_a_row_per_epoch_of_all_phases_together(done):
+    for network, terms in (
+        ("protomask", ("loss", "cross_entropy", "cluster", "separation", "diversity")),
+        ("blackbox", ("loss",)),
+    ):
+        plots = done.results / "train" / network / "plots" / "metrics"
+        names = [f"train/{term}" for term in terms] + ["val/loss", "val/accuracy"]
+        assert sorted(str(path.relative_to(plots)) for path in plots.rglob("*.tsv")) == sorted(
+            f"{name}.tsv" for name in names
+        )
+        for name in names:
+            head, *rows = (plots / f"{name}.tsv").read_text().splitlines()
+            assert head.split("\t") == ["step", name.split("/")[1]]
+            assert [row.split("\t")[0] for row in rows] == [str(step) for step in range(WARMUP_EPOCHS + JOINT_EPOCHS)]
+            assert np.isfinite([float(row.split("\t")[1]) for row in rows]).all()
+
+
+def test_the_reported_accuracies_are_points_of_the_curves(done):
+    for network, phases in read_json(done.results / "train" / "summary.json").items():
+        path = done.results / "train" / network / "plots" / "metrics" / "val" / "accuracy.tsv"
+        curve = [float(row.split("\t")[1]) for row in path.read_text().splitlines()[1:]]
+        for first, phase in ((0, "warmup"), (WARMUP_EPOCHS, "joint")):
+            report = phases[phase]
+            if report["best_epoch"] > 0:
+                assert curve[first + report["best_epoch"] - 1] == pytest.approx(report["val_accuracy"], abs=1e-6)
+            assert max(curve[first : first + report["epochs"]]) <= report["val_accuracy"] + 1e-6
+
+
+def test_both_networks_start_from_the_same_backbone(done):
+    """One seed for both; the stem is frozen in this run and so still shows the start."""
+    protomask, _ = load_protomask(done.trained)
+    blackbox, _ = load_blackbox(done.trained / "blackbox")
+    stem = "backbone._network.conv_stem.weight"
+    assert torch.equal(protomask.state_dict()[stem], blackbox.state_dict()[stem])
+
+
+def test_training_leaves_the_last_layer_at_its_start(done):
+    network, description = load_protomask(done.trained)
+    assert network.last_layer.weight.tolist() == [[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]
+    assert (description["class_names"], description["size_px"]) == (CLASS_NAMES, SIDE_PX)
+
+
+def differing(one, other):
+    states = [load_protomask(folder)[0].state_dict() for folder in (one, other)]
+    return {key for key, value in states[0].items() if not torch.equal(value, states[1][key])}
+
+
+def test_projection_changes_prototypes_and_nothing_else(done):
+    assert differing(done.trained, done.projected) == {"prototypes"}
+
+
+def test_finetuning_changes_the_last_layer_and_nothing_else(done):
+    assert differing(done.projected, done.final) <= {"last_layer.weight"}
+    copied, original = (folder / "prototypes.parquet" for folder in (done.final, done.projected))
+    assert copied.read_bytes() == original.read_bytes()
+
+
+def test_finetuning_learns_when_there_is_something_to_learn(tmp_path, done):
+    """Here validation is perfect from the start, so the start stays; on a spoilt last layer it does not."""
+    again = Pipeline(tmp_path, done.crops, finetune__lr=0.3, finetune__epochs=30)
+    network, description = load_protomask(done.projected)
+    with torch.no_grad():
+        network.last_layer.weight.copy_(network.last_layer.weight.roll(1, dims=0))
+    run.save_model(again.projected, network, class_names=description["class_names"], size_px=SIDE_PX)
+    shutil.copy(done.projected / "prototypes.parquet", again.projected)
+    again.run("finetune")
+    report = read_json(again.results / "finetune.json")
+    assert report["best_epoch"] > 0
+    assert report["val_accuracy"] > 0.6
+    assert differing(again.projected, again.final) == {"last_layer.weight"}
+
+
+def test_every_projected_prototype_is_a_training_view_of_its_class(done):
+    network, _ = load_protomask(done.projected)
+    trained, _ = load_protomask(done.trained)
+    reader = BagReader(done.crops, "train")
+    position = {key: idx for idx, key in enumerate(reader.image_keys)}
+    rows = read_table(done.projected / "prototypes.parquet", PROTOTYPES).to_pylist()
+    assert [row["prototype_idx"] for row in rows] == list(range(6))
+    assert len({(row["image_key"], row["view_idx"]) for row in rows}) == 6  # project.distinct_views
+    for row in rows:
+        idx, bag_idx = row["prototype_idx"], position[row["image_key"]]
+        view = reader.rows(bag_idx)[row["view_idx"]]
+        assert row["label"] == view.label == network.prototype_labels[idx]
+        assert row["class_name"] == CLASS_NAMES[row["label"]]
+        assert (row["mask_idx"], row["box"]) == (view.mask_idx, list(view.box))
+        pixels = torch.from_numpy(reader.views(bag_idx)[row["view_idx"]]).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            feature = network.features(pixels)
+        torch.testing.assert_close(feature[0], network.prototypes[idx].detach(), atol=1e-5, rtol=1e-5)
+        assert row["distance_after"] < 1e-5
+        before = squared_distance(feature, trained.prototypes.detach()[idx : idx + 1]).item()
+        assert row["distance_before"] == pytest.approx(before, abs=1e-5)
+
+
+def test_the_projection_report_adds_up(done):
+    report = read_json(done.results / "project.json")
+    rows = read_table(done.projected / "prototypes.parquet", PROTOTYPES).to_pylist()
+    assert (report["num_prototypes"], report["num_projected"], report["num_distinct_views"]) == (6, 6, 6)
+    distances = [row["distance_before"] for row in rows]
+    assert report["distance_before"]["mean"] == pytest.approx(np.mean(distances), abs=1e-6)
+    assert report["distance_before"]["max"] == pytest.approx(max(distances), abs=1e-6)
+    trained = read_json(done.results / "train" / "summary.json")["protomask"]
+    assert report["val_accuracy"]["before"] == pytest.approx(trained["joint"]["val_accuracy"], abs=1e-6)
+    finetuned = read_json(done.results / "finetune.json")
+    assert finetuned["val_accuracy"] >= report["val_accuracy"]["after"] - 1e-6
+
+
+def test_every_state_is_evaluated_and_the_tables_hold_the_numbers(done):
+    metrics = read_json(done.results / "metrics.json")
+    assert list(metrics) == ["blackbox", "protomask", "protomask_projected", "protomask_trained"]
+    assert metrics["protomask"]["classification"]["accuracy"] > 0.6
+    rows = pq.read_table(done.results / "per_image.parquet").to_pylist()
+    assert len(rows) == 4 * 9
+    assert (
+        f"{100 * metrics['blackbox']['classification']['balanced_accuracy']:.2f}"
+        in (done.results / "table.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "phases", "has_blackbox"),
+    [
+        ({"train__joint__epochs": 0}, {"warmup": WARMUP_EPOCHS}, True),
+        ({"train__warmup__epochs": 0}, {"joint": JOINT_EPOCHS}, True),
+        (
+            {"train__warmup__epochs": 0, "train__prototype_init": "uniform", "train__class_weights": False},
+            {"joint": JOINT_EPOCHS},
+            True,
+        ),
+        (
+            {"train__joint__epochs": 0, "train__baseline": False, "train__warmup__flip": False},
+            {"warmup": WARMUP_EPOCHS},
+            False,
+        ),
+    ],
+    ids=["warm-up only", "joint only", "as in the paper", "no baseline"],
+)
+def test_every_variant_of_a_run_goes_through(tmp_path, crops, changes, phases, has_blackbox):
+    variant = Pipeline(tmp_path, crops, finetune__epochs=0, **changes).run("train", "project", "finetune", "evaluate")
+    summary = read_json(variant.results / "train" / "summary.json")
+    assert {phase: report["epochs"] for phase, report in summary["protomask"].items()} == phases
+    assert ("blackbox" in summary) == has_blackbox
+    curve = variant.results / "train" / "protomask" / "plots" / "metrics" / "val" / "accuracy.tsv"
+    assert len(curve.read_text().splitlines()) == 1 + sum(phases.values())
+    assert (variant.trained / "blackbox").exists() == has_blackbox
+    assert ("blackbox" in read_json(variant.results / "metrics.json")) == has_blackbox
+    assert differing(variant.projected, variant.final) == set()  # finetune.epochs is 0
+
+
+def test_check_goes_through_every_phase_and_writes_nothing(tmp_path, crops):
+    checked = Pipeline(tmp_path, crops)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path, crops, *tmp_path.rglob("*"), *crops.rglob("*"))}
+    result = checked.train("--check")
+    assert result.exit_code == 0
+    assert "rehearsal passed" in result.output
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path, crops, *tmp_path.rglob("*"), *crops.rglob("*"))}
+    assert after == before
+
+
+def test_the_rehearsal_leaves_every_generator_as_it_was(crops, done):
+    """So that a run with it gives what a run without it would."""
+    params = load_params(done.folder / "params.yaml")
+    run.prepare(params.seed)
+    states = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    run.rehearse(crops, params=params, runtime=Runtime(device="cpu"))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert all(np.array_equal(one, other) for one, other in zip(np.random.get_state(), states[1], strict=True))  # noqa: NPY002
+
+
+def test_check_stops_at_a_loss_that_is_not_finite(tmp_path, crops):
+    # one class has no other to be separated from
+    single = tmp_path / "crops"
+    shutil.copytree(crops, single)
+    table = read_table(single / "views.parquet", VIEWS)
+    rows = [row for row in table.to_pylist() if row["label"] == 0]
+    write_table(single / "views.parquet", rows, VIEWS, class_names=CLASS_NAMES[:1], size_px=SIDE_PX)
+    message = one_line(Pipeline(tmp_path / "project", single).train("--check"))
+    assert re.fullmatch(r"params.yaml: the first batch gives (train|val)/\w+ = -?inf; check train and model", message)
+
+
+@pytest.mark.parametrize("option", [(), ("--check",)])
+def test_a_class_without_training_images_is_one_line_that_names_it(tmp_path, crops, option):
+    lacking = tmp_path / "crops"
+    shutil.copytree(crops, lacking)
+    rewrite_views(lacking, lambda row: (row["split"], row["label"]) != ("train", 1))
+    stopped = Pipeline(tmp_path / "project", lacking)
+    assert "green" in one_line(stopped.train(*option))
+    assert not stopped.trained.exists()
+    assert not stopped.results.exists()
+
+
+def test_a_class_without_training_images_keeps_its_prototypes_in_projection(tmp_path, crops, done):
+    lacking = tmp_path / "crops"
+    shutil.copytree(crops, lacking)
+    rewrite_views(lacking, lambda row: (row["split"], row["label"]) != ("train", 1))
+    again = Pipeline(tmp_path / "project", lacking)
+    again.trained = done.trained
+    again.run("project")
+    rows = read_table(again.projected / "prototypes.parquet", PROTOTYPES).to_pylist()
+    assert [row["image_key"] is None for row in rows] == [False, False, True, True, False, False]
+    assert all(
+        rows[idx][name] is None for idx in (2, 3) for name in ("view_idx", "box", "distance_before", "distance_after")
+    )
+    projected, trained = (load_protomask(folder)[0].prototypes for folder in (again.projected, again.trained))
+    assert torch.equal(projected[2:4], trained[2:4])
+    assert read_json(again.results / "project.json")["num_projected"] == 4
+
+
+def test_missing_crops_and_missing_models_are_one_line(tmp_path, crops):
+    nothing = Pipeline(tmp_path / "nothing", tmp_path / "no_crops")
+    assert one_line(nothing.train()).startswith(str(tmp_path / "no_crops" / "views.parquet"))
+    untrained = Pipeline(tmp_path / "untrained", crops)
+    assert one_line(untrained.project()).startswith(str(untrained.trained / "model.json"))
+    assert one_line(untrained.finetune()).startswith(str(untrained.projected / "model.json"))
+    assert one_line(untrained.evaluate()).startswith(str(untrained.final / "model.json"))
+
+
+def test_a_shard_cut_short_is_one_line_and_leaves_nothing_behind(tmp_path, crops):
+    damaged = tmp_path / "crops"
+    shutil.copytree(crops, damaged)
+    shard = damaged / "train-00000.tar"
+    shard.write_bytes(shard.read_bytes()[:4000])
+    stopped = Pipeline(tmp_path / "project", damaged)
+    assert one_line(stopped.train()).startswith(str(shard))
+    assert not (stopped.folder / "models").exists() or not list((stopped.folder / "models").iterdir())
+
+
+def test_a_split_without_images_is_one_line(tmp_path, crops):
+    without = tmp_path / "crops"
+    shutil.copytree(crops, without)
+    rewrite_views(without, lambda row: row["split"] != "val")
+    assert "val split" in one_line(Pipeline(tmp_path / "project", without).train())
+
+
+def test_finetuning_a_network_that_was_not_projected_is_one_line(tmp_path, done):
+    again = Pipeline(tmp_path, done.crops)
+    again.projected = done.trained
+    assert one_line(again.finetune()).startswith(str(done.trained / "prototypes.parquet"))
+    assert not again.final.exists()
+
+
+def test_evaluating_states_of_different_runs_is_one_line(tmp_path, done):
+    other = Pipeline(tmp_path / "other", done.crops, seed=1, train__joint__epochs=0, train__baseline=False).run("train")
+    mixed = Pipeline(tmp_path / "mixed", done.crops)
+    mixed.trained, mixed.projected, mixed.final = other.trained, done.projected, done.final
+    message = one_line(mixed.evaluate())
+    assert message.startswith(str(other.trained))
+    assert "dvc repro" in message
+
+
+def test_crops_of_other_classes_than_the_networks_are_one_line(tmp_path, crops, done):
+    others = tmp_path / "crops"
+    shutil.copytree(crops, others)
+    table = read_table(others / "views.parquet", VIEWS)
+    write_table(others / "views.parquet", table.to_pylist(), VIEWS, class_names=["a", "b", "c"], size_px=SIDE_PX)
+    again = Pipeline(tmp_path / "project", others)
+    again.trained, again.projected, again.final = done.trained, done.projected, done.final
+    assert one_line(again.project()).startswith(str(done.trained))
+    assert one_line(again.finetune()).startswith(str(done.projected))
+    assert one_line(again.evaluate()).startswith(str(done.final))
+
+
+def test_another_seed_gives_another_network(tmp_path, crops, done):
+    other = Pipeline(tmp_path, crops, seed=1, train__baseline=False).run("train")
+    assert (other.trained / "model.safetensors").read_bytes() != (done.trained / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_number_of_decoding_processes_changes_no_byte(tmp_path, crops, monkeypatch):
+    changes = {"train__warmup__epochs": 0, "train__prototype_init": "uniform", "train__baseline": False}
+    changes |= {"train__joint__epochs": 2, "train__joint__augmentation": "medium"}
+    found = []
+    for num_workers in (0, 2):
+        for module in (run, embedding):
+            monkeypatch.setattr(module, "decoding_workers", lambda runtime, num=num_workers: num)
+        pipeline = Pipeline(tmp_path / str(num_workers), crops, **changes).run("train")
+        found.append(bytes_of(pipeline.folder / "models", pipeline.results))
+    assert found[0] == found[1]
+
+
+def test_a_stage_says_what_it_reads_and_writes():
+    for app, words in (
+        (train_app, ("CROPS", "TRAINED", "CURVES", "--check")),
+        (project_app, ("CROPS", "TRAINED", "PROJECTED", "REPORT")),
+        (finetune_app, ("CROPS", "PROJECTED", "FINAL", "REPORT")),
+        (evaluate_app, ("CROPS", "TRAINED", "PROJECTED", "FINAL", "RESULTS")),
+    ):
+        result = CliRunner().invoke(app, ["--help"])
+        assert result.exit_code == 0
+        assert all(word.lower() in result.output.lower() for word in words)
+
+
+def test_reports_are_json_with_sorted_keys(done):
+    for path in (done.results / "project.json", done.results / "metrics.json", done.results / "train" / "summary.json"):
+        content = json.loads(path.read_text())
+        assert path.read_text() == json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
