@@ -26,7 +26,7 @@ class SyntheticParams(Section):
 
     num_species: int = Field(12, ge=10, le=20)
     """Classes. Neighbouring species differ in one or two parts only."""
-    train_per_species: int = Field(32, ge=4)
+    train_per_species: int = Field(40, ge=4)
     """Training images per species; the validation images are cut from these."""
     test_per_species: int = Field(12, ge=1)
     """Test images per species."""
@@ -173,7 +173,7 @@ class MasksParams(Section):
 class CropsParams(Section):
     """Which masks become views, and what a view looks like."""
 
-    max_views: int = Field(8, ge=1)
+    max_views: int = Field(5, ge=1)
     """At most this many masks of an image become views (the whole image not counted)."""
     order: Literal["score", "area"] = "score"
     """Which masks are preferred: the highest score (superpixel: persistence; SAM: predicted IoU), or the largest
@@ -243,7 +243,7 @@ class LossParams(Section):
 class WarmupParams(Section):
     """Phase 1: backbone frozen, add-on layer and prototypes learn on features computed once."""
 
-    epochs: int = Field(120, ge=0)
+    epochs: int = Field(60, ge=0)
     """Passes over the training images; 0 skips the phase (paper: 0)."""
     lr_addon: float = Field(3e-3, gt=0)
     """Learning rate of the 1x1 convolution."""
@@ -291,6 +291,9 @@ class TrainParams(Section):
     prototype_init: Literal["features", "uniform"] = "features"
     """Where prototypes start: at features of own-class training views, spread by k-means; or uniform in (0, 1), the
     paper's way."""
+    addon_init: Literal["pca", "random"] = "pca"
+    """Where the 1x1 convolution starts: at the whitened principal components of the training views, which makes runs
+    far less dependent on the seed; or at PyTorch's random weights, the paper's way."""
     batch_images: int = Field(16, ge=1)
     """Images per step in the joint phase (paper: 16)."""
     accumulate_batches: int = Field(1, ge=1)

@@ -1,4 +1,4 @@
-"""Where prototypes start."""
+"""Where training starts: the add-on layer, and the prototypes in its space."""
 
 import numpy as np
 import torch
@@ -7,6 +7,29 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 _RESTARTS = 4
+_LEAST_SPREAD = 1e-4  # of the largest; directions in which views hardly differ are not blown up beyond this
+
+
+def whitening(
+    pooled: Float[Tensor, "view channel"], dim: int
+) -> tuple[Float[Tensor, "component channel"], Float[Tensor, " component"]]:
+    """Find weights and biases of a linear layer that gives the training views zero mean and unit variance.
+
+    Its outputs are the first principal components of the pooled features, each divided by its standard deviation. A
+    randomly started layer barely tells views of one data set apart: behind the sigmoid all features nearly coincide.
+
+    Args:
+        pooled: features of all training views.
+        dim: how many components are wanted; there are at most as many as channels.
+    """
+    centred = pooled.double() - pooled.double().mean(dim=0)
+    variance, directions = torch.linalg.eigh(centred.T @ centred / len(centred))  # ascending
+    variance, directions = variance.flip(0)[:dim].clamp_min(0), directions.flip(1)[:, :dim].T  # [component, channel]
+    # an eigenvector's sign is arbitrary: let its largest entry be positive
+    largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
+    deviation = variance.sqrt().clamp_min(_LEAST_SPREAD * variance[0].sqrt())
+    weight = directions * largest.sign() / deviation[:, None]
+    return weight.float(), -(weight @ pooled.double().mean(dim=0)).float()
 
 
 def prototypes_from_features(

@@ -30,7 +30,7 @@ from pipeline.training.augment import make_augmentation
 from pipeline.training.batches import ImageBags, PackedBags, PooledBags, loader, pack
 from pipeline.training.callbacks import Curves, KeepBest, PhaseProgress
 from pipeline.training.embedding import decoding_workers, pooled_features
-from pipeline.training.initialise import prototypes_from_features
+from pipeline.training.initialise import prototypes_from_features, whitening
 from pipeline.training.phases import BlackBoxPhase, JointPhase, Phase, Rates
 
 _log = logging.getLogger(__name__)
@@ -76,7 +76,6 @@ def prepare(seed: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # the deterministic mode also fills every new tensor; nothing here reads memory that was not written
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.set_float32_matmul_precision("high")
 
 
 def rehearse(crops: Path, *, params: Params, runtime: Runtime) -> None:
@@ -197,14 +196,13 @@ def _train_head(
     training, validation = _reader(head, crops, "train"), _reader(head, crops, "val")
     network = _network(head, training, params.model)
     train_params = params.train
-    start_on_features = head == "protomask" and train_params.prototype_init == "features"
+    start_on_features = train_params.addon_init == "pca" or train_params.prototype_init == "features"
     report: dict[str, Any] = {}
     with _live(curves) as live:
-        if train_params.warmup.epochs or start_on_features:
+        if train_params.warmup.epochs or (head == "protomask" and start_on_features):
             pooled, pooled_val = _both_pooled(network.backbone, training, validation, params, runtime)
-            if start_on_features:
-                assert isinstance(network, ProtoMask)
-                _start_prototypes(network, pooled, training, params.seed)
+            if isinstance(network, ProtoMask):
+                _start(network, pooled, training, train_params, params.seed)
             if train_params.warmup.epochs:
                 warmup = _phase(network, train_params, _warmup_settings(network, training, train_params))
                 report["warmup"] = _warm_up(
@@ -330,10 +328,16 @@ def _weights(training: BagReader, params: TrainParams) -> Tensor | None:
     return weights if params.class_weights else None
 
 
-def _start_prototypes(network: ProtoMask, pooled: Tensor, training: BagReader, seed: int) -> None:
-    view_labels = torch.tensor(training.labels).repeat_interleave(torch.tensor(training.lengths))
+@torch.no_grad()
+def _start(network: ProtoMask, pooled: Tensor, training: BagReader, params: TrainParams, seed: int) -> None:
+    """Let the add-on layer and the prototypes start where the params say."""
     network.cpu()
-    with torch.no_grad():
+    if params.addon_init == "pca":
+        weight, bias = whitening(pooled[:, 0], len(network.add_on.weight))
+        network.add_on.weight[: len(weight)] = weight
+        network.add_on.bias[: len(bias)] = bias
+    if params.prototype_init == "features":
+        view_labels = torch.tensor(training.labels).repeat_interleave(torch.tensor(training.lengths))
         features = network.features_of_pooled(pooled[:, 0])
         start = prototypes_from_features(features, view_labels, network.prototype_labels, seed=seed)
         network.prototypes.copy_(start)
