@@ -7,7 +7,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 _RESTARTS = 4
-_LEAST_SPREAD = 1e-4  # of the largest; directions in which views hardly differ are not blown up beyond this
+_LEAST_SPREAD = 1e-4  # of the largest, or of 1; directions in which views hardly differ are not blown up further
 
 
 def whitening(
@@ -27,7 +27,7 @@ def whitening(
     variance, directions = variance.flip(0)[:dim].clamp_min(0), directions.flip(1)[:, :dim].T  # [component, channel]
     # an eigenvector's sign is arbitrary: let its largest entry be positive
     largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
-    deviation = variance.sqrt().clamp_min(_LEAST_SPREAD * variance[0].sqrt())
+    deviation = variance.sqrt().clamp_min(_LEAST_SPREAD * max(1.0, float(variance[0].sqrt())))
     weight = directions * largest.sign() / deviation[:, None]
     return weight.float(), -(weight @ pooled.double().mean(dim=0)).float()
 
