@@ -1,4 +1,4 @@
-# Two commands make everything: `make demo` and `make test`. Both need Python (3.10 or newer) and make, nothing else.
+# Two commands make everything: `make demo` and `make test`. Both need Python (3.10 or newer), make and git, nothing else.
 
 PYTHON ?= python3
 VENV := .venv

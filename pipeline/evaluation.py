@@ -93,7 +93,7 @@ def _check_same_backbone(final: ProtoMask, state: ProtoMask, folder: Path) -> No
     """The three states share one embedding: only prototypes and last layer differ, so features are computed once."""
     final_state, other = final.cpu().state_dict(), state.state_dict()
     for key, value in final_state.items():
-        if key.startswith(("backbone.", "add_on.")) and not torch.equal(value, other[key]):
+        if key.startswith(("backbone.", "add_on.")) and (key not in other or not torch.equal(value, other[key])):
             raise PipelineError(f"{folder}: its {key} is not that of the final network: run `dvc repro finetune`")
 
 

@@ -216,7 +216,8 @@ class ModelParams(Section):
     ``weights``."""
     weights: str | None = None
     """Checkpoint file of the backbone (timm layout; .safetensors or .pth). null takes the pretrained ImageNet weights
-    that timm names (downloaded once), or the packaged ones for ``tf_efficientnet_lite0``."""
+    that timm names (downloaded once), or the packaged ones for ``tf_efficientnet_lite0``. A file replaced under the
+    same name is not noticed: `dvc repro -f train`."""
     pretrained: bool = True
     """false starts from random weights (and ignores ``weights``)."""
     dim: int = Field(128, ge=2)

@@ -14,7 +14,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 TEST_FRAC = 0.3
 """Share of each class that becomes test where the source has no test folder: the authors' generic splitter keeps 0.7
-for training, as the authors' generic splitter has it."""
+for training."""
 
 HOW_TO_ARRANGE = "arrange the pictures as CLASS/PICTURE or train|val|test/CLASS/PICTURE inside `dataset.source`"
 
