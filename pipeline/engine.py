@@ -4,8 +4,9 @@ import collections
 import itertools
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
@@ -42,23 +43,55 @@ def map_in_order(
 def _in_processes(function: Callable[[Item], Result], items: Iterable[Item], num_workers: int) -> Iterator[Result]:
     # spawn: forking a process that already runs torch's or OpenMP's threads can hang
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        waiting = iter(items)
-        try:
-            running = collections.deque(
-                pool.submit(function, item) for item in itertools.islice(waiting, _AHEAD_PER_WORKER * num_workers)
-            )
-            while running:
-                result = running.popleft().result()
-                for item in itertools.islice(waiting, 1):
-                    running.append(pool.submit(function, item))
-                yield result
-        except BrokenProcessPool:
-            raise PipelineError(
-                "a worker process died, most likely for lack of memory: set `workers: 1` in runtime.yaml and try again"
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    try:
+        with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_end_with_parent) as pool:
+            yield from _through(pool, function, items, ahead=_AHEAD_PER_WORKER * num_workers)
+    except BrokenProcessPool:
+        raise PipelineError(
+            "a worker process died, most likely for lack of memory: set `workers: 1` in runtime.yaml and try again"
+        ) from None
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when its parent was killed; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int | None = None
+) -> Iterator[Result]:
+    """As :func:`map_in_order`, in threads of this process: for reading and decoding beside a network.
+
+    Args:
+        function: called in another thread; lets go of Python's lock while it works, or nothing is won.
+        items: read as they are needed, in the caller's thread.
+        threads: how many calls at once.
+        ahead: at most this many results wait (or are worked on) before they are asked for; two per thread if None.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        yield from _through(pool, function, items, ahead=2 * threads if ahead is None else ahead)
+
+
+def _through(
+    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], *, ahead: int
+) -> Iterator[Result]:
+    waiting = iter(items)
+    try:
+        running = collections.deque(pool.submit(function, item) for item in itertools.islice(waiting, ahead))
+        while running:
+            result = running.popleft().result()
+            for item in itertools.islice(waiting, 1):
+                running.append(pool.submit(function, item))
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _on_ray(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

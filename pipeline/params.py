@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from pipeline.errors import PipelineError
 from pipeline.validation import first_problem
@@ -86,12 +86,21 @@ class GridParams(Section):
 class SamParams(Section):
     """Segment Anything's automatic mask generator (``masks.segmenter: sam``), under the package's own names."""
 
-    model_type: Literal["vit_b", "vit_l", "vit_h"] = "vit_b"
-    """Architecture of the checkpoint in ``masks.weights``."""
+    model_type: Literal["vit_b", "vit_l", "vit_h", "tiny"] = "vit_b"
+    """Architecture of the checkpoint in ``masks.weights``; ``tiny`` is the project's own, trained on the synthetic
+    birds (``pipeline/segmenters/tiny_sam.safetensors``)."""
+    batched: bool = True
+    """Images, crops and prompts in batches, masks filtered before they are up-sampled: in float32 the very masks of
+    the package's generator, much sooner. false runs the package's generator itself, always in float32."""
+    cuda_precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Arithmetic of the batched network on CUDA; bfloat16 is several times faster and moves a few outlines by a
+    pixel. Other devices compute in float32."""
+    images_per_batch: Literal["auto"] | PositiveInt = "auto"
+    """Images and crops encoded at once; memory, not results. auto: 1 on a CPU, 8 on CUDA."""
     points_per_side: int = Field(32, ge=1)
     """The image is prompted with a grid of this many points squared."""
-    points_per_batch: int = Field(64, ge=1)
-    """Prompts decoded at once; memory, not results."""
+    points_per_batch: Literal["auto"] | PositiveInt = "auto"
+    """Prompts decoded at once; memory, not results. auto: 64 on a CPU (the package's number), 512 on CUDA."""
     pred_iou_thresh: float = Field(0.86, ge=0, le=1)
     """Masks whose predicted IoU is lower are dropped."""
     stability_score_thresh: float = Field(0.92, ge=0, le=1)
@@ -110,6 +119,11 @@ class SamParams(Section):
     """In layer i the points per side are divided by this to the power i."""
     min_mask_region_area: int = Field(0, ge=0)
     """Holes and islands smaller than this are removed, pixels; 0 leaves masks as they are."""
+
+    @property
+    def num_prompts(self) -> int:
+        """Point prompts per image, crops included."""
+        return _num_prompts(self)
 
 
 class Sam2Params(Section):
@@ -144,6 +158,55 @@ class Sam2Params(Section):
     use_m2m: bool = False
     """Refine each mask with a second pass over its own prediction."""
 
+    @property
+    def num_prompts(self) -> int:
+        """Point prompts per image, crops included."""
+        return _num_prompts(self)
+
+
+def _num_prompts(params: SamParams | Sam2Params) -> int:
+    return sum(
+        4**layer * (params.points_per_side // params.crop_n_points_downscale_factor**layer) ** 2
+        for layer in range(params.crop_n_layers + 1)
+    )
+
+
+_SPARSE_GRIDS = {
+    "default": {"points_per_side": 32, "crop_n_layers": 0},  # 1,024 prompts
+    "fast": {"points_per_side": 16, "crop_n_layers": 0},  # 256 prompts
+}
+_PACKAGE_FILTERS = {"stability_score_thresh": 0.95, "stability_score_offset": 1.0, "min_mask_region_area": 0}
+
+PROFILES: dict[str, dict[str, dict[str, float]]] = {
+    # paper: the prompts of the paper's SAM 2 runs, 32 x 32 on the image and on each of its 4 + 16 crops, and the
+    # thresholds that its code has for either network
+    "sam": {
+        "paper": {
+            "points_per_side": 32,
+            "crop_n_layers": 2,
+            "crop_n_points_downscale_factor": 1,
+            "pred_iou_thresh": 0.86,
+            "stability_score_thresh": 0.92,
+            "stability_score_offset": 1.0,
+            "min_mask_region_area": 0,
+        },
+        **{name: {**grid, **_PACKAGE_FILTERS, "pred_iou_thresh": 0.88} for name, grid in _SPARSE_GRIDS.items()},
+    },
+    "sam2": {
+        "paper": {
+            "points_per_side": 32,
+            "crop_n_layers": 2,
+            "crop_n_points_downscale_factor": 1,
+            "pred_iou_thresh": 0.8,
+            "stability_score_thresh": 0.9,
+            "stability_score_offset": 0.5,
+            "min_mask_region_area": 10,
+        },
+        **{name: {**grid, **_PACKAGE_FILTERS, "pred_iou_thresh": 0.8} for name, grid in _SPARSE_GRIDS.items()},
+    },
+}
+"""What ``masks.profile`` puts in place of the values of ``masks.sam`` or ``masks.sam2``."""
+
 
 class SlitParams(Section):
     """DirectSAM boundaries (``masks.segmenter: slit``, extra ``slit``)."""
@@ -156,18 +219,39 @@ class SlitParams(Section):
     """Segments narrower or lower than this are dropped, pixels (the authors' code drops extents up to 2)."""
 
 
+class CocoParams(Section):
+    """Masks that exist already (``masks.segmenter: coco``): a COCO instances file in ``masks.weights``."""
+
+    missing: Literal["error", "empty"] = "error"
+    """An image that the file does not list: stop, or give it no masks. A listed image without annotations has none
+    either way."""
+
+
 class MasksParams(Section):
     """How images are split into masks. All masks are stored; choosing among them is ``crops``' business."""
 
-    segmenter: Literal["superpixel", "grid", "sam", "sam2", "slit"] = "superpixel"
+    segmenter: Literal["superpixel", "grid", "sam", "sam2", "slit", "coco"] = "superpixel"
     """Which segmenter runs; its own section below holds its settings, the others have no effect."""
     weights: str = "pipeline/segmenters/superpixel.py"
-    """Checkpoint file or folder. For segmenters without weights, the module that computes the masks."""
+    """Checkpoint file or folder; for ``coco``, the file with the masks. For segmenters without weights, the module
+    that computes the masks."""
+    profile: Literal["custom", "paper", "default", "fast"] = "custom"
+    """Grid of prompts and thresholds of ``sam`` and ``sam2``. paper: 21,504 prompts per image (32 x 32 points on the
+    image and on each of 4 + 16 crops); default: the packages' own, 1,024 (no crops); fast: 256 (16 x 16 points), a
+    quarter of the time again, small parts are missed. custom: as written in the section below; the others override
+    what is written there."""
     superpixel: SuperpixelParams = SuperpixelParams()
     grid: GridParams = GridParams()
     sam: SamParams = SamParams()
     sam2: Sam2Params = Sam2Params()
     slit: SlitParams = SlitParams()
+    coco: CocoParams = CocoParams()
+
+    def resolved(self) -> "MasksParams":
+        """Give the same params with the values of ``profile`` in the section of the segmenter that runs."""
+        changes = PROFILES.get(self.segmenter, {}).get(self.profile, {})
+        section = getattr(self, self.segmenter).model_copy(update=changes)
+        return self.model_copy(update={self.segmenter: section, "profile": "custom"})
 
 
 class CropsParams(Section):

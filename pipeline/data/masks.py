@@ -1,5 +1,9 @@
-"""Masks as they are stored: COCO run-length codes in ``masks.parquet``, a row per mask."""
+"""Masks as they are stored: COCO run-length codes in ``masks.parquet``, a row per mask.
 
+``python -m pipeline.data.masks export --coco OUT.json`` writes them as a COCO instances file, for other tools.
+"""
+
+import importlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +18,7 @@ from pycocotools import mask as coco
 
 from pipeline.artifacts import MASKS
 from pipeline.data.boxes import Box
+from pipeline.data.catalogue import ImageRow
 from pipeline.errors import PipelineError
 
 _IMAGES_PER_ROW_GROUP = 256
@@ -124,6 +129,30 @@ def iterate_masks(path: Path) -> Iterator[tuple[str, list[StoredMask]]]:
         yield current, masks
 
 
+def join_masks(images: Sequence[ImageRow], path: Path) -> Iterator[tuple[ImageRow, list[StoredMask]]]:
+    """Walk ``masks.parquet`` beside the images; images without masks come with none.
+
+    Args:
+        images: all of the data set, in the order of image keys.
+        path: the table.
+
+    Raises:
+        PipelineError: as :func:`iterate_masks`, or the table has masks of an image that is not among IMAGES.
+    """
+    stored = iterate_masks(path)
+    current = next(stored, None)
+    for image in images:
+        if current is not None and current[0] < image.image_key:
+            break
+        if current is not None and current[0] == image.image_key:
+            yield image, current[1]
+            current = next(stored, None)
+        else:
+            yield image, []
+    if current is not None:
+        raise PipelineError(f"{path}: has masks of {current[0]}, which is no image of the data set: run `dvc repro`")
+
+
 def _iterate_rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         raise PipelineError(f"{path} does not exist: run `dvc repro masks`")
@@ -135,3 +164,8 @@ def _iterate_rows(path: Path) -> Iterator[dict[str, Any]]:
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise PipelineError(f"{path} is damaged ({' '.join(str(error).split())}): delete it and `dvc repro`") from None
+
+
+if __name__ == "__main__":
+    # by name: what only the command needs is no dependency of the stages that import this module
+    importlib.import_module("pipeline.data.coco").app()

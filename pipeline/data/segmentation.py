@@ -1,29 +1,34 @@
 """The run of a segmenter over a data set: what the store has is taken, the rest is computed and kept at once."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
 import statistics
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.boxes import box_of_mask
 from pipeline.data.catalogue import ImageRow, load_images
 from pipeline.data.images import decode_image
-from pipeline.data.mask_store import MaskStore
-from pipeline.data.masks import MaskTableWriter, StoredMask, encode_mask
-from pipeline.engine import map_in_order
+from pipeline.data.mask_store import MaskStore, WriteBehind
+from pipeline.data.masks import MaskTableWriter, StoredMask
+from pipeline.engine import map_ahead, map_in_order
 from pipeline.errors import PipelineError
 from pipeline.io import new_folder, progress, sha256_of
 from pipeline.params import MasksParams
 from pipeline.runtime import Runtime, keep_freed_memory
-from pipeline.segmenters import Segmenter, make_segmenter, segmenter_class, settings_of
+from pipeline.segmenters import Picture, Segmenter, make_segmenter, segmenter_class, settings_of
+from pipeline.weights import check_official, checkpoint_with, how_to_get
 
 _log = logging.getLogger(__name__)
 
+_ATTEMPTS = 2  # a damaged row is found out when the table is written, which reads it; then it is put anew
 _HASH_CHUNK = 2**20
+_NOTES_OF_DOWNLOADS = (".sha256", ".part")  # that pipeline.download leaves beside weights
+_LOADING_THREADS = 2  # that read and decode pictures beside a network
 
 
 def write_masks(dataset: Path, out: Path, *, store: Path, params: MasksParams, runtime: Runtime) -> dict[str, Any]:
@@ -41,26 +46,27 @@ def write_masks(dataset: Path, out: Path, *, store: Path, params: MasksParams, r
 
     Raises:
         PipelineError: missing weights or extras, an image that is unreadable or not the listed one, a store that
-            cannot be written.
+            cannot be written, a full disk.
     """
     images = load_images(dataset)
     settings = fingerprint(params)
-    num_masks: list[int] = []
     with MaskStore(store) as kept, new_folder(out) as folder:
-        missing = [row for row in images.rows if kept.get(_key_of(row, params), settings) is None]
+        missing = [row for row in images.rows if not kept.has(store_key(row, params), settings)]
         _log.info("%d of %d images are in the store", len(images.rows) - len(missing), len(images.rows))
-        if missing:
-            results = _segment_all(missing, params=params, runtime=runtime)
-            for row, masks in progress(zip(missing, results, strict=True), what="masks", total=len(missing)):
-                kept.put(_key_of(row, params), settings, masks)
-        with MaskTableWriter(folder / "masks.parquet") as table:
-            for row in images.rows:
-                stored = kept.get(_key_of(row, params), settings)
-                assert stored is not None, f"{row.image_key} was just stored"
-                table.add(row.image_key, stored)
-                num_masks.append(len(stored))
+        for _ in range(_ATTEMPTS):
+            if missing:
+                _segment_into(kept, missing, settings=settings, params=params, runtime=runtime)
+            with writing(out / "masks.parquet"), MaskTableWriter(folder / "masks.parquet") as table:
+                found = [_add(table, row, kept.get(store_key(row, params), settings)) for row in images.rows]
+            missing = [row for row, num_masks in zip(images.rows, found, strict=True) if num_masks is None]
+            if not missing:
+                return _counts([num_masks for num_masks in found if num_masks is not None], num_in=len(images.rows))
+        raise PipelineError(f"{store}: rows come back damaged right after they were put; is its disk sound?")
+
+
+def _counts(num_masks: list[int], *, num_in: int) -> dict[str, Any]:
     return {
-        "num_in": len(images.rows),
+        "num_in": num_in,
         "num_out": len(num_masks),
         "dropped": {},
         "num_masks": sum(num_masks),
@@ -86,50 +92,100 @@ def fingerprint(params: MasksParams) -> str:
 def _hash_of(weights: Path) -> str:
     """Hash a file, or a folder's files with their names."""
     if not weights.exists():
-        raise PipelineError(
-            f"masks.weights: {weights} does not exist; put the checkpoint there or choose another masks.segmenter"
-        )
+        known = checkpoint_with(weights.name)
+        way_out = how_to_get(known.name) if known else "put the checkpoint there"
+        raise PipelineError(f"masks.weights: {weights} does not exist; {way_out}, or choose another masks.segmenter")
     digest = hashlib.sha256()
-    files = [weights] if weights.is_file() else sorted(path for path in weights.rglob("*") if path.is_file())
+    files = [weights] if weights.is_file() else sorted(path for path in weights.rglob("*") if _counts_as_weights(path))
     for path in files:
         if weights.is_dir():
             digest.update(path.relative_to(weights).as_posix().encode() + b"\0")
         with path.open("rb") as stream:
             while chunk := stream.read(_HASH_CHUNK):
                 digest.update(chunk)
-    return digest.hexdigest()
+    found = digest.hexdigest()
+    if weights.is_file():
+        check_official(weights, found)
+    return found
 
 
-def _key_of(row: ImageRow, params: MasksParams) -> str:
-    """What masks depend on besides the settings: the picture, and its object box where the segmenter looks at that."""
-    if segmenter_class(params).uses_object_box(params):
-        return f"{row.sha256}:{row.object_box}"
-    return row.sha256
+def _counts_as_weights(path: Path) -> bool:
+    return path.is_file() and path.suffix not in _NOTES_OF_DOWNLOADS
+
+
+def name_of(params: MasksParams) -> str:
+    """Describe the settings for people: the segmenter and its weights."""
+    return f"{params.segmenter}, {params.weights}"
+
+
+def store_key(row: ImageRow, params: MasksParams) -> str:
+    """What masks depend on besides the settings: the pixels, and what else the segmenter looks at."""
+    return ":".join([row.sha256, *(str(getattr(row, name)) for name in segmenter_class(params).looks_at(params))])
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the disk says against writing PATH into one line.
+
+    Raises:
+        PipelineError: the disk is full, or PATH may not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise PipelineError(
+            f"{path}: cannot be written ({reason}); make room on its disk and run again: no finished image is lost"
+        ) from None
+
+
+def _add(table: MaskTableWriter, row: ImageRow, masks: list[StoredMask] | None) -> int | None:
+    """Add the masks of one image and count them; None where its row turned out damaged."""
+    if masks is None:
+        return None
+    table.add(row.image_key, masks)
+    return len(masks)
+
+
+def _segment_into(
+    kept: MaskStore, rows: Sequence[ImageRow], *, settings: str, params: MasksParams, runtime: Runtime
+) -> None:
+    """Segment ROWS and put their masks; images that are equal are segmented once."""
+    kept.call(settings, name_of(params))
+    distinct = {store_key(row, params): row for row in rows}
+    results = _segment_all(list(distinct.values()), params=params, runtime=runtime)
+    before = time.perf_counter()
+    with WriteBehind(kept) as behind:
+        for key, masks in progress(zip(distinct, results, strict=True), what="masks", total=len(distinct)):
+            now = time.perf_counter()
+            behind.put(key, settings, masks, seconds=now - before)
+            before = now
 
 
 def _segment_all(rows: Sequence[ImageRow], *, params: MasksParams, runtime: Runtime) -> Iterator[list[StoredMask]]:
     if segmenter_class(params).holds_device:  # a network stays in this process, on its one device
         keep_freed_memory()
         on_device = make_segmenter(params, device=runtime.torch_device)
-        return map(functools.partial(_segment, on_device), rows)
-    return map_in_order(functools.partial(_segment, make_segmenter(params)), rows, runtime=runtime)
+        return on_device.stream(map_ahead(_load, _taken(rows), threads=_LOADING_THREADS))
+    return map_in_order(functools.partial(_segment, make_segmenter(params)), _taken(rows), runtime=runtime)
+
+
+def _taken(rows: Iterable[ImageRow]) -> Iterator[ImageRow]:
+    """Log each image that is taken in hand; those beyond the images of the data set were done twice."""
+    for row in rows:
+        _log.debug("segmenting %s", row.image_key)
+        yield row
 
 
 def _segment(segmenter: Segmenter, row: ImageRow) -> list[StoredMask]:
+    return [segment.stored() for segment in segmenter.segment(_load(row))]
+
+
+def _load(row: ImageRow) -> Picture:
     try:
         content = row.path.read_bytes()
     except FileNotFoundError:
         raise PipelineError(f"{row.path}: this image does not exist; run `dvc checkout` or `dvc repro`") from None
     if sha256_of(content) != row.sha256:  # the store would keep the masks of one picture as those of another
         raise PipelineError(f"{row.path}: was changed after images.parquet was written; run `dvc repro`")
-    segments = segmenter.segment(decode_image(content, row.path), row.object_box)
-    return [
-        StoredMask(
-            encode_mask(segment.mask),
-            box_of_mask(segment.mask),
-            int(segment.mask.sum()),
-            float(segment.score),
-            None if segment.stability is None else float(segment.stability),
-        )
-        for segment in segments
-    ]
+    return Picture(decode_image(content, row.path), row.object_box, row.image_key)

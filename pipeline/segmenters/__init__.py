@@ -3,21 +3,21 @@
 from typing import Any
 
 from pipeline.params import MasksParams
-from pipeline.segmenters.interface import Segment, Segmenter
+from pipeline.segmenters.interface import Picture, Segment, Segmenter
 
-__all__ = ["Segment", "Segmenter", "make_segmenter", "segmenter_class", "settings_of"]
+__all__ = ["Picture", "Segment", "Segmenter", "make_segmenter", "segmenter_class", "settings_of"]
 
-_THROUGHPUT_KEYS = {"points_per_batch"}  # how fast masks come, not which
+_THROUGHPUT_KEYS = {"points_per_batch", "images_per_batch"}  # how fast masks come, not which
 
 
 def make_segmenter(params: MasksParams, device: str = "cpu") -> Segmenter:
     """Build the segmenter that PARAMS name, its weights loaded; see :meth:`Segmenter.from_params`."""
-    return segmenter_class(params).from_params(params, device)
+    return segmenter_class(params).from_params(params.resolved(), device)
 
 
 def settings_of(params: MasksParams) -> dict[str, Any]:
     """Give what shapes the masks, weights aside: the active segmenter, its version and its section, JSON-like."""
-    section = getattr(params, params.segmenter)
+    section = getattr(params.resolved(), params.segmenter)
     return {
         "segmenter": params.segmenter,
         "version": segmenter_class(params).version,
@@ -48,3 +48,7 @@ def segmenter_class(params: MasksParams) -> type[Segmenter]:
             from pipeline.segmenters.slit import SlitSegmenter
 
             return SlitSegmenter
+        case "coco":
+            from pipeline.segmenters.coco import CocoSegmenter
+
+            return CocoSegmenter

@@ -1,13 +1,13 @@
 """Equal rectangles: the baseline without segmentation."""
 
 import itertools
+from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8
 
 from pipeline.data.boxes import Box
 from pipeline.params import GridParams, MasksParams
-from pipeline.segmenters.interface import Segment, Segmenter
+from pipeline.segmenters.interface import Picture, Segment, Segmenter
 
 
 class GridSegmenter(Segmenter):
@@ -30,16 +30,16 @@ class GridSegmenter(Segmenter):
         return cls(params.grid)
 
     @classmethod
-    def uses_object_box(cls, params: MasksParams) -> bool:
-        """As ``use_object_box`` says."""
-        return params.grid.use_object_box
+    def looks_at(cls, params: MasksParams) -> tuple[Literal["object_box", "image_key"], ...]:
+        """The object box, where ``use_object_box`` says so."""
+        return ("object_box",) if params.grid.use_object_box else ()
 
-    def segment(self, image: UInt8[np.ndarray, "height width 3"], object_box: Box | None = None) -> list[Segment]:
+    def segment(self, picture: Picture) -> list[Segment]:
         """Cut the area into cells; fewer than rows x columns where it has fewer pixels than that."""
-        height, width = image.shape[:2]
+        height, width = picture.image.shape[:2]
         area = Box(0, 0, width, height)
-        if self._params.use_object_box and object_box is not None:
-            area = object_box.clipped(width, height)
+        if self._params.use_object_box and picture.object_box is not None:
+            area = picture.object_box.clipped(width, height)
         segments = []
         for y0, y1 in _cuts(area.y0, area.y1, self._params.rows):
             for x0, x1 in _cuts(area.x0, area.x1, self._params.columns):

@@ -1,15 +1,31 @@
 """What a segmenter is: an image in, scored masks out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from pipeline.data.boxes import Box
+from pipeline.data.boxes import Box, box_of_mask
+from pipeline.data.masks import StoredMask, encode_mask
 from pipeline.params import MasksParams
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One image as a segmenter gets it.
+
+    Attributes:
+        image: RGB.
+        object_box: box of the labelled object in image pixels, where the data set has one.
+        image_key: the image's name in the data set.
+    """
+
+    image: UInt8[np.ndarray, "height width 3"]
+    object_box: Box | None = None
+    image_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +41,16 @@ class Segment:
     mask: Bool[np.ndarray, "height width"]
     score: float
     stability: float | None = None
+
+    def stored(self) -> StoredMask:
+        """Give it as it is kept: run lengths, box and area instead of pixels."""
+        return StoredMask(
+            rle=encode_mask(self.mask),
+            box=box_of_mask(self.mask),
+            area_px=int(self.mask.sum()),
+            score=float(self.score),
+            stability=None if self.stability is None else float(self.stability),
+        )
 
 
 class Segmenter(ABC):
@@ -53,22 +79,26 @@ class Segmenter(ABC):
         """
 
     @classmethod
-    def uses_object_box(cls, params: MasksParams) -> bool:
-        """Say whether masks depend on the object box under PARAMS, so that equal pictures may have unequal masks."""
-        return False
+    def looks_at(cls, params: MasksParams) -> tuple[Literal["object_box", "image_key"], ...]:
+        """Name what masks depend on under PARAMS besides the pixels, so that equal images may have unequal masks."""
+        return ()
 
     @abstractmethod
-    def segment(self, image: UInt8[np.ndarray, "height width 3"], object_box: Box | None = None) -> list[Segment]:
+    def segment(self, picture: Picture) -> list[Segment]:
         """Find the masks of one image.
-
-        Args:
-            image: RGB.
-            object_box: box of the labelled object in image pixels, where the data set has one. Only segmenters with
-                ``uses_object_box`` look at it.
 
         Returns:
             Best score first, ties in a fixed order, no mask empty. An image without structure may have none.
         """
+
+    def stream(self, pictures: Iterable[Picture]) -> Iterator[list[StoredMask]]:
+        """Find the masks of many images, in their order; the same as :meth:`segment` one by one.
+
+        Segmenters that are faster on several images at once take PICTURES in ahead of what they give, a bounded
+        number of them.
+        """
+        for picture in pictures:
+            yield [segment.stored() for segment in self.segment(picture)]
 
 
 def best_first(segments: Iterable[Segment]) -> list[Segment]:

@@ -1,26 +1,30 @@
-"""Segment Anything's automatic mask generator, through the ``segment-anything`` package."""
+"""Segment Anything's automatic mask generator: the ``segment-anything`` package's, or the same masks in batches."""
 
 import importlib.util
 import logging
 import pickle
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
 from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import MaskData
 
-from pipeline.data.boxes import Box
+from pipeline.data.masks import StoredMask, decode_mask
 from pipeline.errors import PipelineError
 from pipeline.params import MasksParams, SamParams
-from pipeline.segmenters.interface import Segment, Segmenter
+from pipeline.segmenters.interface import Picture, Segment, Segmenter
 from pipeline.segmenters.records import check_points, segments_of_records, sturdy
+from pipeline.segmenters.sam_batched import BatchedMaskGenerator
+from pipeline.segmenters.tiny_sam import load_tiny_sam
+from pipeline.weights import how_to_get
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-_CHECKPOINTS = {"vit_b": "sam_vit_b_01ec64.pth", "vit_l": "sam_vit_l_0b3195.pth", "vit_h": "sam_vit_h_4b8939.pth"}
+_DOWNLOADS = {"vit_b": "sam-vit-b", "vit_l": "sam-vit-l", "vit_h": "sam-vit-h"}
+_PACKAGES_POINTS_PER_BATCH = 64
+_OURS = {"model_type", "batched", "cuda_precision", "images_per_batch", "points_per_batch"}
 
 
 class SamSegmenter(Segmenter):
@@ -30,7 +34,7 @@ class SamSegmenter(Segmenter):
     """
 
     holds_device = True
-    version = 1
+    version = 2
 
     def __init__(self, model: Sam, params: SamParams) -> None:
         """Take a network that is already built and on its device.
@@ -39,12 +43,14 @@ class SamSegmenter(Segmenter):
             PipelineError: settings that the package cannot run with.
         """
         check_points(params, "sam")
-        if params.min_mask_region_area > 0 and importlib.util.find_spec("cv2") is None:
-            raise PipelineError(
-                "masks.sam.min_mask_region_area needs OpenCV: pip install opencv-python-headless, or set it to 0"
-            )
-        generator_class = sturdy(SamAutomaticMaskGenerator, MaskData)
-        self._generator = generator_class(model.eval(), **params.model_dump(exclude={"model_type"}))
+        self._batched = self._packaged = None
+        if params.batched:
+            on_cuda = model.device.type == "cuda"
+            dtype = torch.bfloat16 if on_cuda and params.cuda_precision == "bfloat16" else torch.float32
+            self._batched = BatchedMaskGenerator(model.eval(), params, dtype)
+        else:
+            self._packaged = _packages_generator(model.eval(), params)
+        _log.info("%d point prompts per image", params.num_prompts)
 
     @classmethod
     def from_params(cls, params: MasksParams, device: str) -> "SamSegmenter":
@@ -53,26 +59,55 @@ class SamSegmenter(Segmenter):
         Raises:
             PipelineError: the checkpoint is missing, is none, or belongs to another model type.
         """
-        weights, model_type = Path(params.weights), params.sam.model_type
-        wanted = f"{_CHECKPOINTS[model_type]} of the Segment Anything repository, for example under weights/"
-        if not weights.is_file():
-            raise PipelineError(f"masks.weights: {weights} does not exist; put there {wanted}")
-        try:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError):
-            raise PipelineError(f"masks.weights: {weights} is no whole checkpoint; use {wanted}") from None
-        model = sam_model_registry[model_type]()
-        try:
-            model.load_state_dict(state)
-        except (RuntimeError, TypeError, AttributeError):
-            raise PipelineError(
-                f"masks.weights: {weights} does not fit masks.sam.model_type {model_type!r}; use {wanted}"
-            ) from None
         if device == "mps":
-            _LOG.warning("the segment-anything package needs float64, which Apple GPUs lack: running on the CPU")
+            _log.warning("the segment-anything package needs float64, which Apple GPUs lack: running on the CPU")
             device = "cpu"
-        return cls(model.to(device), params.sam)
+        return cls(_load(Path(params.weights), params.sam.model_type).to(device), params.sam)
 
-    def segment(self, image: UInt8[np.ndarray, "height width 3"], object_box: Box | None = None) -> list[Segment]:
+    def segment(self, picture: Picture) -> list[Segment]:
         """Find the masks of one image, the highest predicted IoU first; see :class:`Segmenter`."""
-        return segments_of_records(self._generator.generate(image))
+        if self._packaged is not None:
+            return segments_of_records(self._packaged.generate(picture.image))
+        (masks,) = self.stream([picture])
+        height, width = picture.image.shape[:2]
+        return [
+            Segment(decode_mask(mask.rle, height=height, width=width), mask.score, mask.stability) for mask in masks
+        ]
+
+    def stream(self, pictures: Iterable[Picture]) -> Iterator[list[StoredMask]]:
+        """Find the masks of many images, several at once; see :class:`Segmenter`."""
+        return super().stream(pictures) if self._batched is None else self._batched.generate(pictures)
+
+
+def _packages_generator(model: Sam, params: SamParams) -> SamAutomaticMaskGenerator:
+    if params.min_mask_region_area > 0 and importlib.util.find_spec("cv2") is None:
+        raise PipelineError(
+            "masks.sam.min_mask_region_area needs OpenCV where masks.sam.batched is false:"
+            " pip install opencv-python-headless, or set batched to true"
+        )
+    points = params.points_per_batch
+    return sturdy(SamAutomaticMaskGenerator, MaskData)(
+        model,
+        points_per_batch=_PACKAGES_POINTS_PER_BATCH if points == "auto" else points,
+        **params.model_dump(exclude=_OURS),
+    )
+
+
+def _load(weights: Path, model_type: str) -> Sam:
+    if model_type == "tiny":
+        return load_tiny_sam(weights)
+    way_out = how_to_get(_DOWNLOADS[model_type])
+    if not weights.is_file():
+        raise PipelineError(f"masks.weights: {weights} does not exist; {way_out}")
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError):
+        raise PipelineError(f"masks.weights: {weights} is no whole checkpoint; {way_out}") from None
+    model = sam_model_registry[model_type]()
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError):
+        raise PipelineError(
+            f"masks.weights: {weights} does not fit masks.sam.model_type {model_type!r}; {way_out}"
+        ) from None
+    return model

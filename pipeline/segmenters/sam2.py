@@ -4,16 +4,13 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
-from pipeline.data.boxes import Box
 from pipeline.errors import PipelineError
 from pipeline.params import MasksParams
-from pipeline.segmenters.interface import Segment, Segmenter
+from pipeline.segmenters.interface import Picture, Segment, Segmenter
 from pipeline.segmenters.records import check_points, segments_of_records, sturdy
+from pipeline.weights import how_to_get
 
-_WANTED = "one of the SAM 2 repository, such as sam2.1_hiera_base_plus.pt, for example under weights/"
+_WAY_OUT = how_to_get("sam2.1-hiera-base-plus")
 
 
 class Sam2Segmenter(Segmenter):
@@ -47,7 +44,7 @@ class Sam2Segmenter(Segmenter):
         weights, settings = Path(params.weights), params.sam2
         check_points(settings, "sam2")
         if not weights.is_file():
-            raise PipelineError(f"masks.weights: {weights} does not exist; put there {_WANTED}")
+            raise PipelineError(f"masks.weights: {weights} does not exist; {_WAY_OUT}")
         try:
             # without post-processing the network's masks are those of the paper's code
             model = build_sam2(settings.config, str(weights), device=device, apply_postprocessing=False)
@@ -59,11 +56,11 @@ class Sam2Segmenter(Segmenter):
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
             raise PipelineError(
                 f"masks.weights: {weights} does not fit masks.sam2.config {settings.config!r}, or is no whole"
-                f" checkpoint ({type(error).__name__}); use {_WANTED}"
+                f" checkpoint ({type(error).__name__}); {_WAY_OUT}"
             ) from error
         generator_class = sturdy(SAM2AutomaticMaskGenerator, MaskData)
         return cls(generator_class(model, **settings.model_dump(exclude={"config"})))
 
-    def segment(self, image: UInt8[np.ndarray, "height width 3"], object_box: Box | None = None) -> list[Segment]:
+    def segment(self, picture: Picture) -> list[Segment]:
         """Find the masks of one image, the highest predicted IoU first; see :class:`Segmenter`."""
-        return segments_of_records(self._generator.generate(image))
+        return segments_of_records(self._generator.generate(picture.image))

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from scipy.ndimage import binary_dilation, find_objects, generate_binary_structure, label
 
-from pipeline.data.boxes import Box
 from pipeline.errors import PipelineError
 from pipeline.params import MasksParams, SlitParams
-from pipeline.segmenters.interface import Segment, Segmenter, best_first
+from pipeline.segmenters.interface import Picture, Segment, Segmenter, best_first
+from pipeline.weights import how_to_get
 
 _CROSS = generate_binary_structure(rank=2, connectivity=1)  # a pixel and its four neighbours
 _SQUARE = generate_binary_structure(rank=2, connectivity=2)  # and its eight
@@ -68,27 +68,27 @@ class SlitSegmenter(Segmenter):
         except ImportError:
             raise PipelineError("masks.segmenter is 'slit': pip install 'protomask-pipeline[slit]'") from None
         weights = Path(params.weights)
-        wanted = "use a folder with the files of DirectSAM-1800px-0424, for example under weights/"
+        way_out = how_to_get("directsam")
         if not weights.is_dir():
-            raise PipelineError(f"masks.weights: {weights} is no folder; {wanted}")
+            raise PipelineError(f"masks.weights: {weights} is no folder; {way_out}")
         try:
             model = AutoModelForSemanticSegmentation.from_pretrained(weights, local_files_only=True)
             processor = AutoImageProcessor.from_pretrained(weights, local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise PipelineError(
-                f"masks.weights: {weights} cannot be loaded ({' '.join(str(error).split())[:200]}); {wanted}"
+                f"masks.weights: {weights} cannot be loaded ({' '.join(str(error).split())[:200]}); {way_out}"
             ) from None
         if model.config.num_labels != 1:
             raise PipelineError(
                 f"masks.weights: {weights} has {model.config.num_labels} output channels, a boundary network has one;"
-                f" {wanted}"
+                f" {way_out}"
             )
         return cls(model.to(device).float().eval(), processor, params.slit)
 
-    def segment(self, image: UInt8[np.ndarray, "height width 3"], object_box: Box | None = None) -> list[Segment]:
+    def segment(self, picture: Picture) -> list[Segment]:
         """Find the masks of one image, the largest first; see :class:`Segmenter`."""
         return segments_from_boundaries(
-            self.boundary_probability(image),
+            self.boundary_probability(picture.image),
             threshold=self._params.boundary_threshold,
             min_extent_px=self._params.min_extent_px,
         )

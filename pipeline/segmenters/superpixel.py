@@ -25,9 +25,8 @@ from scipy.ndimage import gaussian_filter
 from skimage.color import rgb2lab
 from skimage.segmentation import slic
 
-from pipeline.data.boxes import Box
 from pipeline.params import MasksParams, SuperpixelParams
-from pipeline.segmenters.interface import Segment, Segmenter
+from pipeline.segmenters.interface import Picture, Segment, Segmenter
 
 _MIN_PERSISTENCE = 1e-6  # what rounding leaves of 0; such a region does not differ from what it is merged with
 _SLIC_ITERATIONS = 5  # half of scikit-image's default: as good masks, in half the time
@@ -99,17 +98,17 @@ class SuperpixelSegmenter(Segmenter):
         """Build it from its section; there are no weights."""
         return cls(params.superpixel)
 
-    def segment(self, image: UInt8[np.ndarray, "height width 3"], object_box: Box | None = None) -> list[Segment]:
+    def segment(self, picture: Picture) -> list[Segment]:
         """Find the masks of one image, the most persistent first; see :class:`Segmenter`.
 
         Areas, border shares and overlaps are judged at the working size; in image pixels they differ by rounding.
         """
         params = self._params
-        work = _resized(image, params.image_side_px)
+        work = _resized(picture.image, params.image_side_px)
         leaves = _superpixels(work, params)
         tree = merge_regions(region_graph(leaves, _smooth_lab(work, params.sigma_px)), params.gradient_weight)
         kind = np.min_scalar_type(len(tree.rank))
-        ranks = _nearest(tree.rank.astype(kind)[leaves], image.shape[0], image.shape[1])
+        ranks = _nearest(tree.rank.astype(kind)[leaves], *picture.image.shape[:2])
         segments = []
         for node in choose_nodes(tree, params):
             # first <= rank < last in one comparison: unsigned numbers below `first` wrap around to large ones

@@ -1,12 +1,18 @@
+import errno
 import logging
+import shutil
+import sqlite3
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline.artifacts import IMAGES, write_table
+from pipeline.data import segmentation
 from pipeline.data.boxes import Box, box_of_mask
-from pipeline.data.masks import decode_mask, iterate_masks
+from pipeline.data.mask_store import MaskStore, read_contents
+from pipeline.data.masks import MaskTableWriter, decode_mask, iterate_masks
 from pipeline.data.segmentation import fingerprint, write_masks
 from pipeline.errors import PipelineError
 from pipeline.io import sha256_of
@@ -60,9 +66,9 @@ def segmented(monkeypatch):
     seen = []
     segment = GridSegmenter.segment
 
-    def counting(self, image, object_box=None):
-        seen.append(int(image.sum()))
-        return segment(self, image, object_box)
+    def counting(self, picture):
+        seen.append(int(picture.image.sum()))
+        return segment(self, picture)
 
     monkeypatch.setattr(GridSegmenter, "segment", counting)
     return seen
@@ -120,8 +126,8 @@ def test_the_table_holds_the_masks_of_the_segmenter_for_every_image(run, weights
 def test_counts_add_up_where_images_have_unequal_numbers_of_masks(run, weights, monkeypatch):
     segment = GridSegmenter.segment
 
-    def uneven(self, image, object_box=None):
-        return segment(self, image, object_box)[: image.sum() % 4]
+    def uneven(self, picture):
+        return segment(self, picture)[: picture.image.sum() % 4]
 
     monkeypatch.setattr(GridSegmenter, "segment", uneven)
     summary = run(grid(weights))
@@ -139,7 +145,7 @@ def test_counts_add_up_where_images_have_unequal_numbers_of_masks(run, weights, 
 
 
 def test_an_image_without_masks_is_not_segmented_again(run, weights, monkeypatch, segmented):
-    monkeypatch.setattr(GridSegmenter, "segment", lambda self, image, object_box=None: segmented.append(0) or [])
+    monkeypatch.setattr(GridSegmenter, "segment", lambda self, picture: segmented.append(0) or [])
     assert run(grid(weights))["images_without_masks"] == 5
     assert run(grid(weights))["images_without_masks"] == 5
     assert len(segmented) == 5
@@ -162,10 +168,10 @@ def test_a_second_run_segments_nothing_and_gives_the_same_bytes(run, weights, se
 def test_a_run_that_failed_in_the_middle_goes_on_where_it_was(run, weights, segmented, monkeypatch):
     segment = GridSegmenter.segment
 
-    def failing(self, image, object_box=None):
+    def failing(self, picture):
         if len(segmented) == 3:
             raise RuntimeError("out of memory")
-        return segment(self, image, object_box)
+        return segment(self, picture)
 
     with monkeypatch.context() as patch:
         patch.setattr(GridSegmenter, "segment", failing)
@@ -185,7 +191,7 @@ def test_a_failing_run_leaves_the_old_table_whole_and_nothing_else(run, weights,
     run(grid(weights))
     old = run.content
 
-    def failing(self, image, object_box=None):
+    def failing(self, picture):
         raise RuntimeError("broken")
 
     monkeypatch.setattr(GridSegmenter, "segment", failing)
@@ -310,6 +316,182 @@ def test_a_damaged_store_is_set_aside_and_everything_segmented_anew(run, weights
     assert len(segmented) == 10
     assert run.content == expected
     assert "damaged" in caplog.text
+
+
+def damage_row(store, image):
+    """Overwrite what the store has of one image; ``image`` is its sha256."""
+    database = sqlite3.connect(store)
+    with database:
+        assert database.execute("UPDATE masks SET masks = X'789C00' WHERE image = ?", (image,)).rowcount == 1
+    database.close()
+
+
+def sha256_in(run, key):
+    return sha256_of((run.dataset / "images" / f"{key}.png").read_bytes())
+
+
+def test_a_damaged_row_is_segmented_anew_and_only_that(run, weights, segmented, caplog):
+    run(grid(weights))
+    expected = run.content
+    damage_row(run.store, sha256_in(run, "c"))
+    with caplog.at_level(logging.WARNING):
+        assert run(grid(weights))["num_out"] == 5
+    assert run.content == expected
+    assert segmented[5:] == [segmented[2]]
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        f"{run.store}: the row of image {sha256_in(run, 'c'):.12} is damaged"
+        " (Error -5 while decompressing data: incomplete or truncated stream) and computed anew"
+    ]
+    run(grid(weights))
+    assert len(segmented) == 6
+
+
+def test_rows_that_stay_damaged_are_one_line_and_no_endless_loop(run, weights, segmented, monkeypatch):
+    monkeypatch.setattr(MaskStore, "get", lambda self, image, settings: None)
+    with pytest.raises(PipelineError) as error:
+        run(grid(weights))
+    assert_one_line(error, run.store)
+    assert len(segmented) == 10
+    assert not run.out.exists()
+
+
+def damaged_copies(content, rng):
+    """Flipped bits in the header and in pages, heads of pages overwritten, truncations."""
+    for _ in range(10):
+        flipped = bytearray(content)
+        flipped[int(rng.integers(100))] ^= 1 << int(rng.integers(8))
+        yield bytes(flipped)
+    for _ in range(20):
+        flipped = bytearray(content)
+        for position in rng.integers(100, len(content), 20).tolist():
+            flipped[position] ^= 1 << int(rng.integers(8))
+        yield bytes(flipped)
+    for _ in range(20):
+        overwritten = bytearray(content)
+        start = int(rng.integers(len(content) // 4096)) * 4096
+        overwritten[start : start + 12] = rng.bytes(12)
+        yield bytes(overwritten)
+    for size in rng.integers(0, len(content), 10).tolist():
+        yield content[:size]
+
+
+def test_whatever_is_damaged_in_the_store_the_table_comes_out_the_same(run, weights, segmented):
+    run(grid(weights))
+    expected, content = run.content, run.store.read_bytes()
+    num_copies = 0
+    for copy in damaged_copies(content, np.random.default_rng(0)):
+        run.store.write_bytes(copy)
+        run(grid(weights))
+        assert run.content == expected
+        num_copies += 1
+    assert num_copies == 60
+    assert 100 < len(segmented) < 5 * 60
+
+
+def test_equal_pictures_are_segmented_once(run, weights, segmented):
+    shutil.copy(run.dataset / "images" / "a.png", run.dataset / "images" / "q.png")
+    write_dataset(run.dataset, (*KEYS, "q"))
+    assert run(grid(weights))["num_in"] == 6
+    assert len(segmented) == 5
+    assert run.masks["q"] == run.masks["a"]
+    run(grid(weights))
+    assert len(segmented) == 5
+
+
+def test_settings_that_were_changed_halfway_find_both_halves_when_they_come_back(run, weights, segmented):
+    write_dataset(run.dataset, KEYS[:2])
+    run(grid(weights))
+    run(grid(weights, rows=3))
+    write_dataset(run.dataset)
+    run(grid(weights))
+    assert len(segmented) == 2 + 2 + 3
+    run(grid(weights, rows=3))
+    assert len(segmented) == 2 + 2 + 3 + 3
+    both = {len(masks) for masks in run.masks.values()}
+    assert both == {6}
+
+
+def test_the_progress_bar_counts_only_images_that_are_not_in_the_store(run, weights, monkeypatch):
+    bars = []
+
+    def bar(items, *, what, total):
+        bars.append([total, 0])
+        for item in items:
+            yield item
+            bars[-1][1] += 1
+
+    monkeypatch.setattr(segmentation, "progress", bar)
+    write_dataset(run.dataset, KEYS[:3])
+    run(grid(weights))
+    write_dataset(run.dataset)
+    run(grid(weights))
+    run(grid(weights))
+    assert bars == [[3, 3], [2, 2]]
+
+
+def test_each_image_that_is_taken_in_hand_is_logged_once(run, weights, caplog):
+    with caplog.at_level(logging.DEBUG, logger="pipeline.data.segmentation"):
+        run(grid(weights))
+        run(grid(weights))
+    taken = [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG]
+    assert taken == [f"segmenting {key}" for key in KEYS]
+
+
+def test_every_image_segmented_is_timed_and_the_settings_have_a_name(run, weights):
+    start = time.perf_counter()
+    run(grid(weights))
+    run(grid(weights))
+    elapsed = time.perf_counter() - start
+    contents = read_contents(run.store, fingerprint(grid(weights)))
+    assert contents.timed_images == 5
+    assert 0 < contents.timed_seconds < elapsed
+    assert list(contents.num_masks.values()) == [4] * 5
+    assert read_contents(run.store, "other").other_settings == [
+        (fingerprint(grid(weights)), f"grid, {weights}", 5),
+    ]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_under_the_store_stops_the_run_at_once_and_loses_nothing(run, weights, monkeypatch, workers):
+    write_dataset(run.dataset, KEYS[:1])
+    run(grid(weights))
+    old = run.content
+    keys = [chr(code) for code in range(ord("A"), ord("A") + 200)]  # the one that is stored among them
+    write_dataset(run.dataset, keys)
+    opening = MaskStore._open
+
+    def on_a_full_disk(self):
+        database = opening(self)
+        database.execute("PRAGMA max_page_count = 16")
+        return database
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskStore, "_open", on_a_full_disk)
+        with pytest.raises(PipelineError) as error:
+            run(grid(weights), Runtime(workers=workers))
+    assert_one_line(error, run.store, "make room")
+    assert run.content == old
+    num_kept = len(read_contents(run.store, fingerprint(grid(weights))).num_masks)
+    assert 5 < num_kept < 150
+    assert run(grid(weights))["num_out"] == 200
+    contents = read_contents(run.store, fingerprint(grid(weights)))
+    assert contents.timed_images == len(contents.num_masks) == 200  # none was put twice
+
+
+def test_a_disk_that_refuses_the_table_is_one_line_that_names_it_and_keeps_the_old(run, weights, monkeypatch):
+    run(grid(weights))
+    old = run.content
+
+    def full(self, image_key, masks):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(MaskTableWriter, "add", full)
+    with pytest.raises(PipelineError) as error:
+        run(grid(weights, rows=3))
+    assert_one_line(error, run.out / "masks.parquet", "No space left on device", "make room")
+    assert run.content == old
+    monkeypatch.undo()
+    assert read_contents(run.store, fingerprint(grid(weights, rows=3))).timed_images == 5
 
 
 def assert_one_line(error, *names):

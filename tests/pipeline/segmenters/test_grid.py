@@ -7,13 +7,14 @@ import pytest
 from pipeline.data.boxes import Box, box_of_mask
 from pipeline.params import GridParams, MasksParams
 from pipeline.segmenters.grid import GridSegmenter
+from pipeline.segmenters.interface import Picture
 
 GOLDEN = Path(__file__).parents[4] / "shared" / "golden"
 
 
 def boxes(params: GridParams, height: int, width: int, object_box: Box | None = None) -> list[Box]:
     image = np.zeros((height, width, 3), dtype=np.uint8)
-    return [box_of_mask(segment.mask) for segment in GridSegmenter(params).segment(image, object_box)]
+    return [box_of_mask(segment.mask) for segment in GridSegmenter(params).segment(Picture(image, object_box))]
 
 
 def test_cells_come_row_by_row_and_share_the_remainder_pixels():
@@ -27,7 +28,7 @@ def test_cells_come_row_by_row_and_share_the_remainder_pixels():
 def test_cells_are_full_rectangles_that_cover_every_pixel_of_the_area_once(rows, columns):
     area = Box(4, 3, 27, 22)
     params = GridParams(rows=rows, columns=columns, use_object_box=True)
-    segments = GridSegmenter(params).segment(np.zeros((24, 30, 3), dtype=np.uint8), area)
+    segments = GridSegmenter(params).segment(Picture(np.zeros((24, 30, 3), dtype=np.uint8), area))
     assert len(segments) == rows * columns
     covered = np.sum([segment.mask for segment in segments], axis=0)
     inside = np.zeros((24, 30), dtype=int)
@@ -41,8 +42,8 @@ def test_the_object_box_counts_only_when_asked_for():
     assert boxes(GridParams(rows=1, columns=1), 8, 8, area) == [Box(0, 0, 8, 8)]
     assert boxes(GridParams(rows=1, columns=1, use_object_box=True), 8, 8, area) == [area]
     assert boxes(GridParams(rows=1, columns=1, use_object_box=True), 8, 8) == [Box(0, 0, 8, 8)]
-    assert GridSegmenter.uses_object_box(MasksParams(grid=GridParams(use_object_box=True)))
-    assert not GridSegmenter.uses_object_box(MasksParams())
+    assert GridSegmenter.looks_at(MasksParams(grid=GridParams(use_object_box=True))) == ("object_box",)
+    assert GridSegmenter.looks_at(MasksParams()) == ()
 
 
 def test_a_box_beyond_the_image_is_cut_to_it():
@@ -66,7 +67,7 @@ def test_cells_hold_those_of_the_reference_and_only_add_its_lost_remainder():
     cells_per_side = case["params"]["split_factor"]
     area = Box(*vectors["patches.in.bbox"].astype(int).tolist())
     params = GridParams(rows=cells_per_side, columns=cells_per_side, use_object_box=True)
-    got = GridSegmenter(params).segment(np.zeros((height, width, 3), dtype=np.uint8), area)
+    got = GridSegmenter(params).segment(Picture(np.zeros((height, width, 3), dtype=np.uint8), area))
     got_boxes = [box_of_mask(segment.mask) for segment in got]
     want_boxes = sorted(
         (box_of_mask(mask > 0) for mask in vectors["patches.out.masks"]), key=lambda box: (box.y0, box.x0)

@@ -9,7 +9,7 @@ import pytest
 from pipeline.params import GridParams, MasksParams, SamParams
 from pipeline.segmenters import make_segmenter, settings_of
 from pipeline.segmenters.grid import GridSegmenter
-from pipeline.segmenters.interface import Segment, best_first
+from pipeline.segmenters.interface import Picture, Segment, best_first
 from pipeline.segmenters.superpixel import SuperpixelSegmenter
 
 
@@ -23,7 +23,7 @@ def test_segmenters_without_a_network_can_be_sent_to_worker_processes(name):
     segmenter = make_segmenter(MasksParams(segmenter=name))
     assert not segmenter.holds_device
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    here, there = segmenter.segment(image), pickle.loads(pickle.dumps(segmenter)).segment(image)
+    here, there = segmenter.segment(Picture(image)), pickle.loads(pickle.dumps(segmenter)).segment(Picture(image))
     assert len(here) == len(there) > 0
     assert all(np.array_equal(a.mask, b.mask) and a.score == b.score for a, b in zip(here, there, strict=True))
 
@@ -38,7 +38,7 @@ def test_segmenters_without_a_network_start_without_torch(name):
     assert done.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("name", ["superpixel", "grid", "sam", "sam2", "slit"])
+@pytest.mark.parametrize("name", ["superpixel", "grid", "sam", "sam2", "slit", "coco"])
 def test_settings_name_the_active_segmenter_and_can_be_written_as_json(name):
     settings = settings_of(MasksParams(segmenter=name))
     assert settings["segmenter"] == name

@@ -10,6 +10,7 @@ from pipeline.data.boxes import Box, box_of_mask
 from pipeline.errors import PipelineError
 from pipeline.params import MasksParams, SlitParams
 from pipeline.segmenters import make_segmenter
+from pipeline.segmenters.interface import Picture
 from pipeline.segmenters.slit import SlitSegmenter, segments_from_boundaries
 
 GOLDEN = Path(__file__).parents[4] / "shared" / "golden" / "preprocess_segmentation.npz"
@@ -79,7 +80,7 @@ def test_network_boundaries_come_back_in_image_pixels():
     model = VerticalLine()
     segmenter = SlitSegmenter(model, square_processor, SlitParams(image_side_px=64, boundary_threshold=0.5))
     image = np.zeros((30, 48, 3), dtype=np.uint8)  # 48 pixels for 16 logits: 3 pixels a logit
-    left, right = segmenter.segment(image)
+    left, right = segmenter.segment(Picture(image))
     assert model.seen.shape == (1, 3, 64, 64)
     # logit 8 has its centre at pixel 25; interpolated, the logit is above 0 less than half a logit around it
     probability = segmenter.boundary_probability(image)
@@ -112,7 +113,7 @@ def transformers_that_load(monkeypatch):
 
 def test_network_and_processor_are_loaded_from_the_weights_folder_only(transformers_that_load, tmp_path):
     params = MasksParams(segmenter="slit", weights=str(tmp_path), slit=SlitParams(image_side_px=64))
-    segments = make_segmenter(params).segment(np.zeros((30, 48, 3), dtype=np.uint8))
+    segments = make_segmenter(params).segment(Picture(np.zeros((30, 48, 3), dtype=np.uint8)))
     assert len(segments) == 2
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.data.boxes import Box, box_of_mask
 from pipeline.params import SuperpixelParams
+from pipeline.segmenters.interface import Picture
 from pipeline.segmenters.superpixel import SuperpixelSegmenter, merge_regions, region_graph
 
 SIDE_PX = SuperpixelParams().image_side_px
@@ -45,7 +46,7 @@ def blobs(seed: int, height: int = 200, width: int = SIDE_PX) -> np.ndarray:
 @pytest.mark.parametrize(("height", "width"), [(240, SIDE_PX), (480, 2 * SIDE_PX), (180, 240)])
 def test_flat_shapes_are_the_best_masks(height, width):
     image, masks = shapes(height, width)
-    best = SuperpixelSegmenter(SuperpixelParams()).segment(image)[:4]
+    best = SuperpixelSegmenter(SuperpixelParams()).segment(Picture(image))[:4]
     for mask in masks:
         assert max(iou(segment.mask, mask) for segment in best) >= 0.9
 
@@ -54,7 +55,7 @@ def test_flat_shapes_are_the_best_masks(height, width):
 def test_masks_keep_the_limits_of_area_border_and_overlap(seed):
     params = SuperpixelParams()
     image = blobs(seed)
-    segments = SuperpixelSegmenter(params).segment(image)
+    segments = SuperpixelSegmenter(params).segment(Picture(image))
     assert len(segments) > 20
     num_px = image.shape[0] * image.shape[1]
     for segment in segments:
@@ -74,20 +75,20 @@ def test_masks_keep_the_limits_of_area_border_and_overlap(seed):
 )
 def test_each_tighter_limit_leaves_out_masks(limit):
     image = blobs(0)
-    usual = SuperpixelSegmenter(SuperpixelParams()).segment(image)
-    tighter = SuperpixelSegmenter(SuperpixelParams(**limit)).segment(image)
+    usual = SuperpixelSegmenter(SuperpixelParams()).segment(Picture(image))
+    tighter = SuperpixelSegmenter(SuperpixelParams(**limit)).segment(Picture(image))
     assert 0 < len(tighter) < len(usual)
 
 
 def test_scores_fall_and_are_above_zero():
-    scores = [segment.score for segment in SuperpixelSegmenter(SuperpixelParams()).segment(blobs(2))]
+    scores = [segment.score for segment in SuperpixelSegmenter(SuperpixelParams()).segment(Picture(blobs(2)))]
     assert scores == sorted(scores, reverse=True)
     assert scores[-1] > 0
 
 
 def digest(image: np.ndarray) -> str:
     sha = hashlib.sha256()
-    for segment in SuperpixelSegmenter(SuperpixelParams()).segment(image):
+    for segment in SuperpixelSegmenter(SuperpixelParams()).segment(Picture(image)):
         sha.update(segment.mask.tobytes() + np.float64(segment.score).tobytes())
     return sha.hexdigest()
 
@@ -100,9 +101,10 @@ def test_runs_and_processes_give_the_same_bits(tmp_path):
     code = f"""
 import hashlib, numpy as np
 from pipeline.params import SuperpixelParams
+from pipeline.segmenters.interface import Picture
 from pipeline.segmenters.superpixel import SuperpixelSegmenter
 sha = hashlib.sha256()
-for segment in SuperpixelSegmenter(SuperpixelParams()).segment(np.load({str(tmp_path / "image.npy")!r})):
+for segment in SuperpixelSegmenter(SuperpixelParams()).segment(Picture(np.load({str(tmp_path / "image.npy")!r}))):
     sha.update(segment.mask.tobytes() + np.float64(segment.score).tobytes())
 print(sha.hexdigest())
 """
@@ -112,7 +114,7 @@ print(sha.hexdigest())
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (1, 900), (900, 3), (64, 64), (200, 320)])
 def test_one_colour_has_no_masks(shape):
-    assert SuperpixelSegmenter(SuperpixelParams()).segment(np.full((*shape, 3), 90, dtype=np.uint8)) == []
+    assert SuperpixelSegmenter(SuperpixelParams()).segment(Picture(np.full((*shape, 3), 90, dtype=np.uint8))) == []
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 5), (1, 900), (900, 3), (40, 31), (17, 400)])
@@ -121,15 +123,15 @@ def test_masks_of_odd_images_have_their_size_and_some_pixels(shape, grey):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     if grey:
         image[:] = image[..., :1]
-    for segment in SuperpixelSegmenter(SuperpixelParams()).segment(image):
+    for segment in SuperpixelSegmenter(SuperpixelParams()).segment(Picture(image)):
         assert segment.mask.shape == shape
         assert segment.mask.any()
 
 
 def test_image_pixels_take_the_mask_at_their_centre_whatever_the_image_size():
     image, (disc, *_) = shapes()
-    small = SuperpixelSegmenter(SuperpixelParams()).segment(image)
-    large = SuperpixelSegmenter(SuperpixelParams()).segment(image.repeat(3, axis=0).repeat(3, axis=1))
+    small = SuperpixelSegmenter(SuperpixelParams()).segment(Picture(image))
+    large = SuperpixelSegmenter(SuperpixelParams()).segment(Picture(image.repeat(3, axis=0).repeat(3, axis=1)))
 
     def box_of_disc(segments: list, scale: int) -> Box:
         mask = disc.repeat(scale, axis=0).repeat(scale, axis=1)
