@@ -3,9 +3,9 @@
     python -m benchmarks.kill_masks --dataset data/dataset --kills 10
 
 Runs the stage once undisturbed and once more with SIGKILL at random moments, each with a store of its own in a
-temporary folder, and compares the outs byte for byte. Images are counted in the stage's log as it takes them in hand,
-before their masks are computed; so an image that a kill found anywhere between decoding and the disk counts as lost.
-Prints one JSON line.
+temporary folder, and compares the outs byte for byte. Images are counted in the stage's log twice: as they are taken
+in hand, before their masks are computed, and when their masks are there, before they are on the disk. Prints one JSON
+line.
 """
 
 import contextlib
@@ -86,7 +86,7 @@ def measure(home: Path, *, dataset: Path, params: Path, runtime: Path, kills: in
 
     Returns:
         ``taken_twice`` counts images that were taken in hand again because a kill had lost them, ``most_lost`` those
-        of one kill; ``identical`` says whether the outs agree.
+        of one kill, ``segmented_twice`` those whose masks had been there; ``identical`` says whether the outs agree.
     """
     undisturbed = Stage(home / "undisturbed", dataset, params, runtime)
     killed = Stage(home / "killed", dataset, params, runtime)
@@ -117,6 +117,7 @@ def measure(home: Path, *, dataset: Path, params: Path, runtime: Path, kills: in
         "seconds_undisturbed": round(seconds, 1),
         "taken_twice": num_taken - num_images,
         "most_lost": max(lost, default=0),
+        "segmented_twice": sum(_num_segmented(log) for log in home.glob("killed-*.log")) - num_images,
         "identical": undisturbed.outs == killed.outs,
     }
 
@@ -128,6 +129,10 @@ def _wait_until_taken(process: "subprocess.Popen[bytes]", log: Path, count: int)
 
 def _num_taken(log: Path) -> int:
     return log.read_bytes().count(b": segmenting ")
+
+
+def _num_segmented(log: Path) -> int:
+    return log.read_bytes().count(b": segmented ")
 
 
 def _end_workers(process: "subprocess.Popen[bytes]") -> None:

@@ -110,7 +110,7 @@ def _score_protomask(
 ) -> Scores:
     assert predictions.similarity is not None
     last_layer = network.last_layer.weight.detach().numpy()
-    top = _top_prototypes(predictions.similarity, params.top_prototypes)  # [image, rank]
+    top = top_prototypes(predictions.similarity, params.top_prototypes)  # [image, rank]
     vectors = network.prototypes.detach().numpy()[top]  # [image, rank, dim]
     inter = inter_distance(vectors, labels)
     return {
@@ -130,7 +130,7 @@ def _score_protomask(
     }
 
 
-def _top_prototypes(similarity: Float[np.ndarray, "image prototype"], num: int) -> Int[np.ndarray, "image rank"]:
+def top_prototypes(similarity: Float[np.ndarray, "image prototype"], num: int) -> Int[np.ndarray, "image rank"]:
     """Rank the prototypes of each image by similarity; equal ones by index."""
     return np.argsort(-similarity, axis=1, kind="stable")[:, :num]
 
@@ -151,7 +151,7 @@ def _per_image(
         probability = torch.softmax(torch.from_numpy(predicted.logits), dim=1).numpy()
         top = None
         if predicted.similarity is not None:
-            top = _top_prototypes(predicted.similarity, params.top_prototypes)
+            top = top_prototypes(predicted.similarity, params.top_prototypes)
         for idx, (image_key, label) in enumerate(zip(reader.image_keys, reader.labels, strict=True)):
             entry: dict[str, Any] = {
                 "row": row,

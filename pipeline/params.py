@@ -90,8 +90,8 @@ class SamParams(Section):
     """Architecture of the checkpoint in ``masks.weights``; ``tiny`` is the project's own, trained on the synthetic
     birds (``pipeline/segmenters/tiny_sam.safetensors``)."""
     batched: bool = True
-    """Images, crops and prompts in batches, masks filtered before they are up-sampled: in float32 the very masks of
-    the package's generator, much sooner. false runs the package's generator itself, always in float32."""
+    """Images, crops and prompts in batches, masks filtered before they are up-sampled: in float32 the masks of the
+    package's generator, much sooner. false runs the package's generator itself, always in float32."""
     cuda_precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Arithmetic of the batched network on CUDA; bfloat16 is several times faster and moves a few outlines by a
     pixel. Other devices compute in float32."""
@@ -398,11 +398,29 @@ class TrainParams(Section):
         return self
 
 
+class PruneParams(Section):
+    """Dropping projected prototypes that lie among training images of other classes."""
+
+    enabled: bool = False
+    """Drop them, after projection (paper: the main tables are without pruning)."""
+    k: int = Field(6, ge=1)
+    """How many training images, the nearest ones of all classes, are asked about each prototype (paper: 6)."""
+    threshold: int = Field(3, ge=1)
+    """A prototype stays when at least this many of them are of its class (paper: 3); at most k."""
+
+    @model_validator(mode="after")
+    def _check_something_can_stay(self) -> "PruneParams":
+        if self.threshold > self.k:
+            raise ValueError(f"threshold ({self.threshold}) is above k ({self.k}): no prototype would stay")
+        return self
+
+
 class ProjectParams(Section):
     """Replacing each prototype by its nearest own-class training view (paper: push)."""
 
     distinct_views: bool = True
     """No two prototypes of a class take the same view: the nearer one does, the other takes its next nearest."""
+    prune: PruneParams = PruneParams()
 
 
 class FinetuneParams(Section):

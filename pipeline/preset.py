@@ -78,7 +78,7 @@ def compose(name: str, overrides: Sequence[str] = (), *, presets: Path = Path("p
         _merge(content, layer, origin=str(path))
         check_params(content, path)
     for override in overrides:
-        _override(content, override)
+        apply_override(content, override)
     return check_params(content, Path("-S"))  # every layer before has been checked under its own name
 
 
@@ -175,7 +175,7 @@ def _merge(base: dict[str, Any], layer: Mapping[str, Any], *, origin: str, prefi
             base[name] = value
 
 
-def _override(content: dict[str, Any], override: str) -> None:
+def apply_override(content: dict[str, Any], override: str) -> None:
     """Lay one ``key=value`` over CONTENT."""
     origin = f"-S {override}"
     key, equals, text = override.partition("=")

@@ -17,7 +17,7 @@ def main(
     params: Path = Path("params.yaml"),
     runtime: Path = Path("runtime.yaml"),
 ) -> None:
-    """Project the prototypes of TRAINED onto the training views in CROPS.
+    """Project the prototypes of TRAINED onto the training views in CROPS; prune them if project.prune.enabled.
 
     Reads CROPS (data/crops) and TRAINED (models/trained). Writes the network with its new prototypes and
     prototypes.parquet, which names the source of each, to PROJECTED (models/projected); distances and the validation

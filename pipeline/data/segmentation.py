@@ -158,6 +158,7 @@ def _segment_into(
     with WriteBehind(kept) as behind:
         for key, masks in progress(zip(distinct, results, strict=True), what="masks", total=len(distinct)):
             now = time.perf_counter()
+            _log.debug("segmented %s", distinct[key].image_key)
             behind.put(key, settings, masks, seconds=now - before)
             before = now
 

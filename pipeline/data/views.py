@@ -116,7 +116,7 @@ def cut_view(
         crop = np.where(inside[..., None], crop, np.uint8(0))
     elif params.background == "mean":
         # Deviation: black pixels of the mask count like any other (DEVIATIONS.md A23)
-        mean = image[mask].mean(axis=0).round().astype(np.uint8) if mask.any() else np.zeros(3, np.uint8)
+        mean = image[mask].mean(axis=0).astype(np.uint8) if mask.any() else np.zeros(3, np.uint8)
         crop = np.where(inside[..., None], crop, mean)
     size = (params.size_px, params.size_px)
     view = Image.fromarray(np.ascontiguousarray(crop)).resize(size, Image.Resampling.BILINEAR)

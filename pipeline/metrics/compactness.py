@@ -44,5 +44,6 @@ def weight_metrics(last_layer: Float[np.ndarray, "class prototype"], *, epsilon:
 def local_size(similarity: Float[np.ndarray, "image prototype"], *, threshold: float) -> Int[np.ndarray, " image"]:
     """Count, per image, the prototypes with similarity / largest similarity > threshold; 0 where all are 0."""
     largest = similarity.max(axis=1, keepdims=True)
-    count: np.ndarray = (similarity > threshold * largest).sum(axis=1)
+    with np.errstate(invalid="ignore"):  # 0 / 0, where all are 0
+        count: np.ndarray = (similarity / largest > threshold).sum(axis=1)
     return count

@@ -63,4 +63,5 @@ def nearest_of(distance: Float[Tensor, "bag prototype"], wanted: torch.Tensor) -
 
     A bag without a wanted prototype gives infinity.
     """
-    return distance.masked_fill(~wanted, torch.inf).amin(dim=1)
+    # not amin, which divides the gradient among equal prototypes: they would stay equal for ever
+    return distance.masked_fill(~wanted, torch.inf).min(dim=1).values

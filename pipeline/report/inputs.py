@@ -44,6 +44,15 @@ class BeforeAfter(_Report):
     after: float
 
 
+class PruneReport(_Report):
+    """The pruning in ``project.json``."""
+
+    num_kept: int
+    num_pruned: int
+    classes_without_prototypes: list[str]
+    val_accuracy: float
+
+
 class ProjectionReport(_Report):
     """``project.json``."""
 
@@ -52,6 +61,7 @@ class ProjectionReport(_Report):
     num_distinct_views: int
     distance_before: DistanceReport
     val_accuracy: BeforeAfter
+    prune: PruneReport | None = None
 
 
 class NetworkDescription(_Report):

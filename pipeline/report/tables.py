@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Bool
 
 from pipeline.io import new_file
 from pipeline.metrics.interface import Metric
@@ -15,9 +17,23 @@ ROW_TITLES = {
     "protomask_trained": "- before projection",
     "blackbox": "Black box",
 }
+ABSENT = "–"
 _ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
-_ABSENT = "–"
-_LATEX = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "%": r"\%", _ABSENT: "--"}
+_LATEX = str.maketrans(
+    {
+        **{mark: rf"\{mark}" for mark in "%&#_${}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
+        "±": r"$\pm$",
+        ABSENT: "--",
+    }
+)
+_NUM_TEXT_COLUMNS = 2  # family and metric; the values after them stand to the right
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 
@@ -25,7 +41,7 @@ Metrics = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 def render_value(declared: Metric, value: float | None) -> str:
     """Write a value for people: fractions as percent with two decimals, counts with one, others with three."""
     if value is None:
-        return _ABSENT
+        return ABSENT
     if declared.unit == "fraction":
         return f"{100 * value:.2f}"
     return f"{value:.1f}" if declared.unit == "count" else f"{value:.3f}"
@@ -61,26 +77,19 @@ def write_tables(out: Path, metrics: Metrics) -> None:
     frame = metrics_frame(metrics)
     contents = {
         "table.csv": flat.to_csv(index=False),
-        "table.md": _markdown(frame),
-        "table.tex": frame.map(_latex).to_latex(
-            index=False, escape=False, column_format="ll" + "r" * (frame.shape[1] - 2)
-        ),
+        "table.md": markdown(frame),
+        "table.tex": latex(frame),
     }
     for name, content in contents.items():
         with new_file(out / name) as work:
             work.write_text(content, encoding="utf-8")
 
 
-def _latex(text: str) -> str:
-    for plain, latex in _LATEX.items():
-        text = text.replace(plain, latex)
-    return text
-
-
-def _markdown(frame: pd.DataFrame) -> str:
-    cells = [list(frame.columns), *frame.to_numpy().tolist()]
-    widths = [max(len(str(line[column])) for line in cells) for column in range(frame.shape[1])]
-    numeric = [column >= 2 for column in range(frame.shape[1])]
+def markdown(frame: pd.DataFrame, bold: Bool[np.ndarray, "line column"] | None = None) -> str:
+    """Write a table as :func:`metrics_frame` lays it out, columns straight; BOLD says which cells stand out."""
+    cells = [[str(name) for name in frame.columns], *_emphasised(frame, bold, "**{}**").to_numpy().tolist()]
+    widths = [max(len(line[column]) for line in cells) for column in range(frame.shape[1])]
+    numeric = [column >= _NUM_TEXT_COLUMNS for column in range(frame.shape[1])]
 
     def line(values: list[str]) -> str:
         padded = (
@@ -94,4 +103,27 @@ def _markdown(frame: pd.DataFrame) -> str:
         + "|".join("-" * (width + 1) + (":" if right else "-") for width, right in zip(widths, numeric, strict=True))
         + "|"
     )
-    return "\n".join([line([str(name) for name in cells[0]]), rule, *(line(values) for values in cells[1:])]) + "\n"
+    return "\n".join([line(cells[0]), rule, *(line(values) for values in cells[1:])]) + "\n"
+
+
+def latex(
+    frame: pd.DataFrame, bold: Bool[np.ndarray, "line column"] | None = None, *, caption: str | None = None
+) -> str:
+    """Write the same for LaTeX with the package booktabs; with a CAPTION as a floating table."""
+    escaped = frame.map(latex_text).rename(columns=latex_text)
+    text: str = _emphasised(escaped, bold, r"\textbf{{{}}}").to_latex(
+        index=False,
+        escape=False,
+        column_format="l" * _NUM_TEXT_COLUMNS + "r" * (frame.shape[1] - _NUM_TEXT_COLUMNS),
+        caption=None if caption is None else latex_text(caption),
+    )
+    return text
+
+
+def latex_text(text: str) -> str:
+    """Write TEXT so that LaTeX prints it as it stands."""
+    return text.translate(_LATEX)
+
+
+def _emphasised(frame: pd.DataFrame, bold: Bool[np.ndarray, "line column"] | None, form: str) -> pd.DataFrame:
+    return frame if bold is None else frame.mask(bold, frame.map(form.format))

@@ -79,8 +79,8 @@ class MaskRuns:
         """
         if self.num_masks == 0:
             return []
-        first = (self.column * height + self.start).numpy()
-        behind = (self.column * height + self.stop).numpy()
+        above = self.column.long() * height
+        first, behind = (above + self.start).numpy(), (above + self.stop).numpy()
         cuts = np.searchsorted(self.mask.numpy(), np.arange(1, self.num_masks))
         return [
             encode_runs(first_of_mask, behind_of_mask, height=height, width=width)
@@ -99,7 +99,13 @@ def find_runs(masks: Bool[Tensor, "mask height width"]) -> MaskRuns:
     places = edges.flatten().nonzero()[:, 0]  # in every column, starts and stops take turns
     starts, stops = places[0::2], places[1::2]
     line = starts // (height + 1)
-    return MaskRuns(line // width, line % width, starts % (height + 1), stops % (height + 1), num_masks)
+    return MaskRuns(
+        mask=line // width,
+        column=(line % width).int(),
+        start=(starts % (height + 1)).int(),
+        stop=(stops % (height + 1)).int(),
+        num_masks=num_masks,
+    )
 
 
 def join_runs(parts: Sequence[MaskRuns]) -> MaskRuns:

@@ -9,7 +9,9 @@ What the package does one after the other for every crop of every image, in the 
    near the edge of the crop) and turned into runs, all on the device; duplicates are recognised by their boxes.
 5. In a thread again: duplicates between crops, small holes and islands, COCO's run lengths.
 
-Everything that decides about a mask is computed as in the package, so the masks are the package's own.
+Everything that decides about a mask is computed as in the package, so the masks are the package's own: bit for bit in
+float32 on a CPU where the network's matrix products round alike in any batch (see :mod:`.sam_decoder`) and one crop is
+encoded at a time; otherwise up to the rounding of those products.
 """
 
 import collections
@@ -17,6 +19,7 @@ import dataclasses
 import itertools
 import logging
 import math
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -57,7 +60,7 @@ class _Sizes:
 
     @classmethod
     def choose(cls, params: SamParams, device: str) -> "_Sizes":
-        # a CPU gains nothing from more than one picture, and fewer points than 64 cost the package its exact bits
+        # a CPU gains nothing from more; 64 is the package's number, and with another one tokens are rounded otherwise
         auto = cls(crops=1, points=64, pixels=2**24) if device == "cpu" else cls(crops=8, points=512, pixels=2**28)
         return cls(
             crops=auto.crops if params.images_per_batch == "auto" else params.images_per_batch,
@@ -171,14 +174,21 @@ class BatchedMaskGenerator:
         waiting: collections.deque[Future[list[StoredMask]]] = collections.deque()
         with ThreadPoolExecutor(1) as finishing:
             while batch := list(itertools.islice(crops, self._sizes.crops)):
-                for (image, _), found in zip(batch, self._find([crop for _, crop in batch]), strict=True):
-                    image.found.append(found)
-                    if len(image.found) == len(image.crops):
-                        waiting.append(finishing.submit(self._finish, image))
-                    while waiting and waiting[0].done():
-                        yield waiting.popleft().result()
-                while waiting:
+                failure = None
+                founds = self._find([crop for _, crop in batch])
+                try:
+                    for (image, _), found in zip(batch, founds, strict=True):
+                        image.found.append(found)
+                        if len(image.found) == len(image.crops):
+                            waiting.append(finishing.submit(self._finish, image))
+                        while waiting and waiting[0].done():
+                            yield waiting.popleft().result()
+                except PipelineError as error:
+                    failure = error
+                while waiting:  # what is finished is given before anything else is begun, or said
                     yield waiting.popleft().result()
+                if failure is not None:
+                    raise failure
 
     def _prepare(self, picture: Picture) -> _Image:
         """Cut a picture into its crops, as large as the network wants them; in a thread."""
@@ -229,6 +239,7 @@ class BatchedMaskGenerator:
             ) from None
         self._sizes, self._shrunk = self._sizes.halved(), True
         self._prompts.clear()
+        traceback.clear_frames(error.__traceback__)  # they hold what filled the memory
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
         _log.warning(
@@ -398,9 +409,16 @@ def remove_islands(mask: Bool[np.ndarray, "height width"], min_area_px: int) -> 
     if not small.any():
         return mask
     if small.all():
-        small[np.argmax(area_px)] = False
+        small[_first_largest(pieces, area_px)] = False
     kept: np.ndarray = np.append(False, ~small)[pieces]
     return kept
+
+
+def _first_largest(pieces: Int[np.ndarray, "height width"], area_px: Int[np.ndarray, " piece"]) -> int:
+    """Choose the largest piece; of equal ones the first for OpenCV, which reads in blocks of 2 x 2 pixels."""
+    rows, columns = np.nonzero(np.append(False, area_px == area_px.max())[pieces])
+    first = np.lexsort((columns // 2, rows // 2))[0]
+    return int(pieces[rows[first], columns[first]]) - 1
 
 
 def _pieces(

@@ -1,26 +1,23 @@
 """Projection: each prototype becomes the feature of its nearest own-class training view (paper: push).
 
 The nearest view of the whole training split, not of a batch (DEVIATIONS.md A1); a class without views keeps its
-prototypes (A2). Memory is bounded in the number of images: per prototype only its best few candidates are kept.
+prototypes (A2). Distances are computed class by class, as one matrix each: those between a view and the prototypes of
+other classes, all but a small part, are never needed. Memory is bounded in the number of images: per prototype only its
+best few views are kept.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import groupby
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.model.prototypes import squared_distance
+from pipeline.training.nearest import EmbeddedBag, Name, Nearest, in_batches, merge
 
-
-class EmbeddedBag(NamedTuple):
-    """The features of one training image's views."""
-
-    image_key: str
-    label: int
-    features: Float[Tensor, "view dim"]
+_VALUES_PER_BATCH = 2**23  # of features: 32 MiB; larger batches mean fewer, larger matrices
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +41,6 @@ class Projection:
     sources: tuple[ProjectionSource | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    distance: float
-    image_key: str
-    view_idx: int
-    feature: Float[Tensor, " dim"]
-
-    @property
-    def rank(self) -> tuple[float, str, int]:
-        return (self.distance, self.image_key, self.view_idx)
-
-    @property
-    def view(self) -> tuple[str, int]:
-        return (self.image_key, self.view_idx)
-
-
 @torch.no_grad()
 def project(
     prototypes: Float[Tensor, "prototype dim"],
@@ -79,53 +60,82 @@ def project(
         distinct_views: no view serves two prototypes of a class: the nearest pair goes first, the others take their
             next nearest view. Where a class has fewer views than prototypes, views are shared after all.
     """
-    of_class: dict[int, list[int]] = {}
-    for idx, label in enumerate(prototype_labels.tolist()):
-        of_class.setdefault(label, []).append(idx)
-    candidates: list[list[_Candidate]] = [[] for _ in range(len(prototypes))]
-    for bag in bags:
-        owned = of_class.get(bag.label, [])
-        if not owned:
-            continue
-        # with k prototypes in a class, one loses at most its k - 1 best views to the others
-        num_kept = len(owned) if distinct_views else 1
-        distance = squared_distance(bag.features, prototypes[owned])  # [view, own prototype]
-        for column, idx in enumerate(owned):
-            kept = candidates[idx]
-            for view_idx, value in enumerate(distance[:, column].tolist()):
-                # `>`: an equal distance may still win by its key
-                if len(kept) == num_kept and value > kept[-1].distance:
-                    continue
-                kept.append(_Candidate(value, bag.image_key, view_idx, bag.features[view_idx]))
-                kept.sort(key=lambda candidate: candidate.rank)
-                del kept[num_kept:]
-    chosen: list[_Candidate | None] = [None] * len(prototypes)
-    for owned in of_class.values():
-        for idx, candidate in zip(owned, _assign([candidates[idx] for idx in owned]), strict=True):
-            chosen[idx] = candidate
+    of_class = {
+        label: torch.nonzero(prototype_labels == label).flatten() for label in sorted(set(prototype_labels.tolist()))
+    }
+    # with k prototypes in a class, one loses at most its k - 1 best views to the others
+    k = max((len(owned) for owned in of_class.values()), default=1) if distinct_views else 1
+    nearest: Nearest | None = None
+    wanted = (bag for bag in bags if bag.label in of_class)
+    for batch in in_batches(wanted, _VALUES_PER_BATCH // prototypes.shape[1]):
+        found = _nearest_views(batch, prototypes, of_class, k)
+        nearest = found if nearest is None else merge(nearest, found, k)
+    if nearest is None:
+        return Projection(prototypes.clone(), (None,) * len(prototypes))
+    ranks = _distinct_ranks(nearest, of_class) if distinct_views else [0] * len(prototypes)
+    rank = torch.tensor(ranks, device=nearest.item.device)[:, None]
+    chosen, distance = nearest.item.gather(1, rank)[:, 0], nearest.distance.gather(1, rank)[:, 0]  # [prototype]
     projected = prototypes.clone()
-    for idx, candidate in enumerate(chosen):
-        if candidate is not None:
-            projected[idx] = candidate.feature
+    has_view = chosen >= 0
+    projected[has_view] = nearest.values[chosen[has_view]].to(projected.dtype)
     return Projection(
         projected,
         tuple(
-            None if found is None else ProjectionSource(found.image_key, found.view_idx, found.distance)
-            for found in chosen
+            None if item < 0 else _source(nearest.names[item], value)
+            for item, value in zip(chosen.tolist(), distance.tolist(), strict=True)
         ),
     )
 
 
-def _assign(candidates: Sequence[Sequence[_Candidate]]) -> list[_Candidate | None]:
-    """Give each prototype of one class a view: nearest pair first, each view once while there are enough."""
-    chosen: list[_Candidate | None] = [None] * len(candidates)
-    taken: set[tuple[str, int]] = set()
-    pairs = sorted(
-        ((candidate.rank, slot, candidate) for slot, kept in enumerate(candidates) for candidate in kept),
-        key=lambda pair: pair[:2],
-    )
-    for _, slot, candidate in pairs:
-        if chosen[slot] is None and candidate.view not in taken:
-            chosen[slot] = candidate
-            taken.add(candidate.view)
-    return [kept[0] if found is None and kept else found for found, kept in zip(chosen, candidates, strict=True)]
+def _nearest_views(
+    batch: Sequence[EmbeddedBag],
+    prototypes: Float[Tensor, "prototype dim"],
+    of_class: Mapping[int, Int[Tensor, " own"]],
+    k: int,
+) -> Nearest:
+    """Find the K nearest own-class views of every prototype in one batch."""
+    ordered = sorted(batch, key=lambda bag: (bag.label, bag.image_key))
+    features = torch.cat([bag.features for bag in ordered])  # [view, dim], class after class
+    distance = features.new_full((len(prototypes), k), torch.inf)
+    item = torch.full((len(prototypes), k), -1, device=features.device)
+    start = 0
+    for label, of_label in groupby(ordered, key=lambda bag: bag.label):
+        stop = start + sum(len(bag.features) for bag in of_label)
+        owned = of_class[label]
+        block = squared_distance(features[start:stop], prototypes[owned])  # [view, own]
+        value, position = block.T.contiguous().sort(dim=1, stable=True)  # equal ones stay in the order of their names
+        num = min(k, stop - start)
+        distance[owned, :num] = value[:, :num]
+        item[owned, :num] = position[:, :num] + start
+        start = stop
+    names = [(bag.label, bag.image_key, view) for bag in ordered for view in range(len(bag.features))]
+    return Nearest(distance, item, names, features).compact()
+
+
+def _distinct_ranks(nearest: Nearest, of_class: Mapping[int, Int[Tensor, " own"]]) -> list[int]:
+    """Say which of its nearest views each prototype takes: nearest pair first, each view once while there are enough.
+
+    Where there are not enough, a prototype that comes away empty takes its nearest view, too.
+    """
+    ranks = [0] * len(nearest.item)
+    distances, items = nearest.distance.tolist(), nearest.item.tolist()
+    for owned in of_class.values():
+        pairs = sorted(
+            (distance, item, idx, rank)
+            for idx in owned.tolist()
+            for rank, (distance, item) in enumerate(zip(distances[idx], items[idx], strict=True))
+            if item >= 0
+        )
+        served: set[int] = set()
+        taken: set[int] = set()
+        for _, item, idx, rank in pairs:
+            if idx not in served and item not in taken:
+                ranks[idx] = rank
+                served.add(idx)
+                taken.add(item)
+    return ranks
+
+
+def _source(name: Name, distance: float) -> ProjectionSource:
+    _, image_key, view_idx = name
+    return ProjectionSource(str(image_key), int(view_idx), distance)

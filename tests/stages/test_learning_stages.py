@@ -364,9 +364,11 @@ def test_the_projection_report_adds_up(done):
     report = read_json(done.results / "project.json")
     rows = read_table(done.projected / "prototypes.parquet", PROTOTYPES).to_pylist()
     assert (report["num_prototypes"], report["num_projected"], report["num_distinct_views"]) == (6, 6, 6)
-    distances = [row["distance_before"] for row in rows]
-    assert report["distance_before"]["mean"] == pytest.approx(np.mean(distances), abs=1e-6)
-    assert report["distance_before"]["max"] == pytest.approx(max(distances), abs=1e-6)
+    assert (report["num_duplicates"], report["prune"]) == (0, None)
+    for name in ("distance_before", "distance_after"):
+        distances = [row[name] for row in rows]
+        assert report[name]["mean"] == pytest.approx(np.mean(distances), abs=1e-6)
+        assert report[name]["max"] == pytest.approx(max(distances), abs=1e-6)
     trained = read_json(done.results / "train" / "summary.json")["protomask"]
     assert report["val_accuracy"]["before"] == pytest.approx(trained["joint"]["val_accuracy"], abs=1e-6)
     finetuned = read_json(done.results / "finetune.json")
@@ -472,6 +474,78 @@ def test_a_class_without_training_images_keeps_its_prototypes_in_projection(tmp_
     projected, trained = (load_protomask(folder)[0].prototypes for folder in (again.projected, again.trained))
     assert torch.equal(projected[2:4], trained[2:4])
     assert read_json(again.results / "project.json")["num_projected"] == 4
+
+
+def test_pruned_prototypes_are_gone_from_network_and_table_and_named_in_the_report(tmp_path, done):
+    again = Pipeline(
+        tmp_path, done.crops, project__prune__enabled=True, project__prune__k=3, project__prune__threshold=2
+    )
+    again.trained = done.trained
+    again.run("project", "finetune", "evaluate")
+    report, pruned = (read_json(one.results / "project.json") for one in (done, again))
+    pruning = pruned.pop("prune")
+    assert pruned == {key: value for key, value in report.items() if key != "prune"}  # all that is before pruning
+    gone = [entry["prototype_idx"] for entry in pruning["pruned"]]
+    kept = [idx for idx in range(6) if idx not in gone]
+    assert 0 < len(gone) < 6
+    assert (pruning["num_kept"], pruning["num_pruned"]) == (len(kept), len(gone))
+    assert all(entry["num_own"] < 2 for entry in pruning["pruned"])
+
+    whole, smaller = (load_protomask(one.projected)[0] for one in (done, again))
+    assert torch.equal(smaller.prototypes, whole.prototypes[kept])
+    assert torch.equal(smaller.last_layer.weight, whole.last_layer.weight[:, kept])
+    assert torch.equal(smaller.prototype_labels, whole.prototype_labels[kept])
+    before, after = (read_table(one.projected / "prototypes.parquet", PROTOTYPES).to_pylist() for one in (done, again))
+    assert after == [before[old] | {"prototype_idx": new} for new, old in enumerate(kept)]
+    for entry in pruning["pruned"]:
+        row = before[entry["prototype_idx"]]
+        assert all(entry[name] == row[name] for name in ("class_name", "image_key", "view_idx"))
+
+    assert differing(again.projected, again.final) <= {"last_layer.weight"}
+    finetuned = read_json(again.results / "finetune.json")
+    assert finetuned["val_accuracy"] >= pruning["val_accuracy"] - 1e-6
+    rows = pq.read_table(again.results / "per_image.parquet").to_pylist()
+    top = {row["row"]: row["top_prototypes"] for row in rows if row["top_prototypes"] is not None}
+    assert {name: len(indices) for name, indices in top.items()} == {
+        "protomask": min(5, len(kept)),
+        "protomask_projected": min(5, len(kept)),
+        "protomask_trained": 5,
+    }
+
+
+def test_a_class_that_loses_all_its_prototypes_is_named_and_the_rest_goes_on(tmp_path, crops, done):
+    rare = tmp_path / "crops"
+    shutil.copytree(crops, rare)
+    keys = sorted({row["image_key"] for row in read_table(crops / "views.parquet", VIEWS).to_pylist()})
+    dropped = {key for key in keys if key.startswith("train-") and int(key[-2:]) % 3 == 1} - {"train-01"}
+    rewrite_views(rare, lambda row: row["image_key"] not in dropped)
+    again = Pipeline(tmp_path / "project", rare, project__prune__enabled=True, finetune__l1=0.0)
+    again.trained = done.trained
+    result = again.project()
+    assert result.exit_code == 0
+    report = read_json(again.results / "project.json")["prune"]
+    assert report["classes_without_prototypes"] == ["green"]  # one training image is never 3 of 6
+    assert "1 classes have no prototype left: green" in result.output
+    again.run("finetune", "evaluate")
+    network, _ = load_protomask(again.final)
+    assert 1 not in network.prototype_labels.tolist()
+    metrics = read_json(again.results / "metrics.json")["protomask"]
+    assert all(value is not None for family in metrics.values() for value in family.values())
+
+
+def test_pruning_that_leaves_nothing_is_one_line_and_writes_nothing(tmp_path, done):
+    changes = {"project__prune__enabled": True, "project__prune__k": 15, "project__prune__threshold": 15}
+    again = Pipeline(tmp_path, done.crops, **changes)
+    again.trained = done.trained
+    message = one_line(again.project())
+    assert message.startswith("params.yaml: project.prune leaves no prototype")
+    assert not again.projected.exists()
+    assert not (again.results / "project.json").exists()
+
+
+def test_a_threshold_above_k_is_one_line(tmp_path, done):
+    again = Pipeline(tmp_path, done.crops, project__prune__threshold=7)
+    assert "threshold (7) is above k (6)" in one_line(again.project())
 
 
 def test_missing_crops_and_missing_models_are_one_line(tmp_path, crops):

@@ -65,8 +65,7 @@ def render(
     """
     pose = _draw_pose(scene_seed)
     ids = _draw_ids(species, pose, size_px, layers)
-    backdrop = draw_backdrop(np.random.default_rng([*scene_seed, 0]), size_px)
-    painter = ColourPainter(backdrop, ids, _body_shade(pose, size_px))
+    painter = ColourPainter(backdrop_of(scene_seed, size_px), ids, _body_shade(pose, size_px))
     _Bird(species, pose, painter, layers).paint()
     image = add_light_and_noise(painter.image, np.random.default_rng([*scene_seed, 2]))
     return Rendering(image, *_truth(ids))
@@ -77,6 +76,18 @@ def render_masks(
 ) -> tuple[UInt8[np.ndarray, "size size"], Bool[np.ndarray, "size size"]]:
     """Give ``part_ids`` and ``object_mask`` of :func:`render`, in a fraction of its time."""
     return _truth(_draw_ids(species, _draw_pose(scene_seed), size_px, layers))
+
+
+def paint_bird(
+    species: Species, scene_seed: Sequence[int], painter: Painter, layers: Collection[str] = ALL_LAYERS
+) -> None:
+    """Let PAINTER have the shapes of the bird, its perch and the leaves before it, from back to front."""
+    _Bird(species, _draw_pose(scene_seed), painter, layers).paint()
+
+
+def backdrop_of(scene_seed: Sequence[int], size_px: int) -> Float32[np.ndarray, "size size 3"]:
+    """Draw what lies behind the bird in the scene of SCENE_SEED: RGB, 0-255 but for overshoots."""
+    return draw_backdrop(np.random.default_rng([*scene_seed, 0]), size_px)
 
 
 def _draw_ids(species: Species, pose: "_Pose", size_px: int, layers: Collection[str]) -> UInt8[np.ndarray, "size size"]:

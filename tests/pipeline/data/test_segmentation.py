@@ -429,12 +429,13 @@ def test_the_progress_bar_counts_only_images_that_are_not_in_the_store(run, weig
     assert bars == [[3, 3], [2, 2]]
 
 
-def test_each_image_that_is_taken_in_hand_is_logged_once(run, weights, caplog):
+def test_each_image_is_logged_once_when_it_is_taken_in_hand_and_once_when_its_masks_are_there(run, weights, caplog):
     with caplog.at_level(logging.DEBUG, logger="pipeline.data.segmentation"):
         run(grid(weights))
         run(grid(weights))
-    taken = [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG]
-    assert taken == [f"segmenting {key}" for key in KEYS]
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG]
+    assert [line for line in said if line.startswith("segmenting")] == [f"segmenting {key}" for key in KEYS]
+    assert [line for line in said if line.startswith("segmented")] == [f"segmented {key}" for key in KEYS]
 
 
 def test_every_image_segmented_is_timed_and_the_settings_have_a_name(run, weights):

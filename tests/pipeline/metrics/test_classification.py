@@ -1,82 +1,8 @@
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, precision_recall_fscore_support, top_k_accuracy_score
 
 from pipeline.metrics.classification import METRICS, classification_metrics
-
-GOLDEN = Path(__file__).parents[4] / "shared" / "golden"
-
-# What of the vectors our definitions share: accuracy is unweighted (balanced_accuracy is the weighted one), top-k is
-# a mean over classes, precision and F1 are macro means of unweighted counts.
-SAME = {
-    ("accuracy", False): "accuracy",
-    ("accuracy", True): "balanced_accuracy",
-    ("topk_accuracy", True): "topk_accuracy",
-    ("precision", False): "precision",
-    ("recall", False): "recall",
-    ("recall", True): "recall",
-    ("f1_score", False): "f1",
-}
-SAME_OF_TECHNIQUE = {
-    True: {"Accuracy": "balanced_accuracy", "top-3_Accuracy": "topk_accuracy", "Recall": "recall"},
-    False: {"Accuracy": "accuracy", "Precision": "precision", "Recall": "recall", "F1_score": "f1"},
-}
-
-
-def cases_of(name, wanted):
-    """The wanted cases of one file of vectors; a single None, which skips, where the vectors are absent."""
-    if not (GOLDEN / "index.json").exists():
-        return [pytest.param(None, marks=pytest.mark.skip(reason="needs ../shared/golden"))]
-    files = {entry["file"]: entry for entry in json.loads((GOLDEN / "index.json").read_text())["files"]}
-    return [pytest.param(case, id=case["id"]) for case in files[name]["cases"] if wanted(case)]
-
-
-def our_name(case):
-    return SAME.get((case["function"].split()[-1], case.get("params", {}).get("balanced", False)))
-
-
-def is_ours(case):
-    single_label = "single" in case["id"] or "ties" in case["id"] or "missing" in case["id"]
-    # with a class that no image has, theirs averages over predicted classes, too; ours over classes with images
-    other_classes = "missing" in case["id"] and case["function"].split()[-1] != "accuracy"
-    return single_label and not other_classes and not case.get("advisory") and our_name(case) is not None
-
-
-FUNCTIONS = cases_of("metrics_general.npz", is_ours)
-TECHNIQUES = cases_of("technique_general.npz", lambda case: True)
-
-
-def test_the_golden_vectors_have_classifications():
-    if FUNCTIONS[0].values == (None,):
-        pytest.skip("needs ../shared/golden")
-    assert len(FUNCTIONS) == 9
-    assert len(TECHNIQUES) == 3
-
-
-@pytest.mark.parametrize("case", FUNCTIONS)
-def test_a_metric_is_that_of_the_golden_vectors(case):
-    with np.load(GOLDEN / "metrics_general.npz") as stored:
-        logits, labels = (stored[f"{case['id']}.in.{name}"] for name in ("logits", "targets"))
-        expected = stored[f"{case['id']}.out.out"]
-    scores = classification_metrics(logits, labels, top_classes=case.get("params", {}).get("k", 3))
-    np.testing.assert_allclose(scores[our_name(case)], expected, atol=case["atol"], rtol=case["rtol"])
-
-
-@pytest.mark.parametrize("case", TECHNIQUES)
-def test_a_run_over_batches_scores_as_in_the_golden_vectors(case):
-    with np.load(GOLDEN / "technique_general.npz") as stored:
-        batches = [
-            (stored[f"{case['id']}.in.logits_{batch}"], stored[f"{case['id']}.in.labels_{batch}"]) for batch in range(3)
-        ]
-        wanted = SAME_OF_TECHNIQUE[case["params"]["balanced"]]
-        expected = {name: float(stored[f"{case['id']}.out.{theirs}"]) for theirs, name in wanted.items()}
-    logits, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    scores = classification_metrics(logits, labels, top_classes=3)
-    for name, value in expected.items():  # theirs is in percent
-        np.testing.assert_allclose(100 * scores[name], value, atol=case["atol"], rtol=case["rtol"], err_msg=name)
 
 
 def plain_metrics(logits, labels, k):

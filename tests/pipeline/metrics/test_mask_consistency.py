@@ -1,59 +1,6 @@
-import json
-from pathlib import Path
-
 import numpy as np
-import pytest
 
-from pipeline.data.masks import encode_mask
 from pipeline.metrics.mask_consistency import NO_PART, coverage_patterns, mask_consistency, pattern_frequencies
-from pipeline.metrics.mask_quality import parts_in_masks
-
-GOLDEN = Path(__file__).parents[4] / "shared" / "golden"
-
-
-def vectors(name):
-    if not (GOLDEN / name).exists():
-        pytest.skip("needs the conformance vectors in ../shared/golden")
-    return np.load(GOLDEN / name)
-
-
-def patterns_of(masks, parts):
-    """The patterns of one image of the vectors, with parts numbered by their position; -1 fills their list."""
-    visible = np.flatnonzero(parts[:, 0] >= 0)
-    height, width = masks.shape[1:]
-    pixels = np.floor(parts[visible]).astype(int)
-    covered = np.zeros((len(masks), len(parts)), dtype=bool)
-    covered[:, visible] = parts_in_masks([encode_mask(mask > 0) for mask in masks], pixels, height=height, width=width)
-    return coverage_patterns(covered)
-
-
-@pytest.mark.parametrize("case", ["loader", "loader_padded", "dataset_224"])
-def test_frequencies_are_the_intended_ones_of_the_conformance_vectors(case):
-    stored = vectors("technique_mask_consistency.npz")
-    entries = {entry["file"]: entry["cases"] for entry in json.loads((GOLDEN / "index.json").read_text())["files"]}
-    [entry] = [entry for entry in entries["technique_mask_consistency.npz"] if entry["id"] == case]
-    patterns = [
-        patterns_of(masks[:count], parts)
-        for masks, count, parts in zip(
-            *(stored[f"{case}.in.{name}"] for name in ("masks", "nmask", "parts")), strict=True
-        )
-    ]
-    labels = stored[f"{case}.in.labels"].tolist()
-    result = pattern_frequencies(patterns, labels, num_classes=entry["params"]["num_classes"])
-    lengths = stored[f"{case}.fix.hist_len"].tolist()
-    assert [len(of_class) for of_class in result] == lengths
-    assert sum(lengths) > 3
-    for of_class, length, expected, ids in zip(
-        result, lengths, stored[f"{case}.fix.hist"], stored[f"{case}.fix.patterns"], strict=True
-    ):
-        assert list(of_class) == ids[:length].tolist()
-        np.testing.assert_allclose(list(of_class.values()), expected[:length], rtol=entry["rtol"], atol=entry["atol"])
-
-
-def test_patterns_of_one_image_are_those_of_the_conformance_vectors():
-    stored = vectors("metrics_complexity.npz")
-    [masks], [parts] = (stored[f"mask_consistency_b1.in.{name}"] for name in ("map_batch", "partlocs"))
-    assert sorted(patterns_of(masks, parts)) == stored["mask_consistency_b1.out.out"].tolist() == [0, 2, 31]
 
 
 def test_a_pattern_has_a_bit_for_each_part_that_the_mask_covers():

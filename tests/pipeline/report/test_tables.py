@@ -1,11 +1,22 @@
 import csv
 import re
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from pipeline.metrics.interface import Metric
 from pipeline.metrics.registry import METRICS, metric
-from pipeline.report.tables import ROW_TITLES, metric_title, metrics_frame, render_value, write_tables
+from pipeline.report.tables import (
+    ROW_TITLES,
+    latex,
+    latex_text,
+    markdown,
+    metric_title,
+    metrics_frame,
+    render_value,
+    write_tables,
+)
 
 NAMES = ("table.csv", "table.md", "table.tex")
 
@@ -108,3 +119,25 @@ def test_a_title_says_the_unit_and_the_better_side():
 def test_the_table_takes_the_rows_there_are(metrics):
     del metrics["blackbox"], metrics["protomask_trained"]
     assert list(metrics_frame(metrics).columns) == ["family", "metric", "ProtoMask", "- before fine-tuning"]
+
+
+def test_bold_cells_stand_out_and_the_columns_stay_straight():
+    frame = pd.DataFrame([["a", "b", "1.0", "22.0"]], columns=["family", "metric", "one", "other"])
+    bold = np.array([[False, False, False, True]])
+    lines = markdown(frame, bold).splitlines()
+    assert lines[-1] == "| a      | b      | 1.0 | **22.0** |"
+    assert len({len(line) for line in lines}) == 1
+    assert r"a & b & 1.0 & \textbf{22.0} \\" in latex(frame, bold)
+    assert "**" not in markdown(frame)
+
+
+def test_latex_prints_names_and_captions_as_they_stand():
+    assert latex_text(r"a_b & 5% of {#1} $x^2 \~ ±2") == (
+        r"a\_b \& 5\% of \{\#1\} \$x\textasciicircum{}2 \textbackslash{}\textasciitilde{} $\pm$2"
+    )
+    frame = pd.DataFrame([["f_1", "m", "1"]], columns=["family", "metric", "row_1"])
+    text = latex(frame, caption="key_a=5%")
+    assert r"\caption{key\_a=5\%}" in text
+    assert r"family & metric & row\_1 \\" in text
+    assert r"f\_1 & m & 1 \\" in text
+    assert r"\begin{table}" not in latex(frame)

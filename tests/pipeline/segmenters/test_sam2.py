@@ -7,6 +7,7 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.params import MasksParams, Sam2Params
 from pipeline.segmenters import make_segmenter
+from pipeline.segmenters.interface import Picture
 from pipeline.segmenters.sam2 import Sam2Segmenter
 
 
@@ -75,7 +76,7 @@ def params_with(tmp_path, **settings) -> MasksParams:
 def test_records_become_segments_with_the_highest_predicted_iou_first_and_none_empty():
     image = np.zeros((6, 8, 3), dtype=np.uint8)
     generator = FakeGenerator("network")
-    segments = Sam2Segmenter(generator).segment(image)
+    segments = Sam2Segmenter(generator).segment(Picture(image))
     assert generator.image is image
     assert [(segment.score, segment.stability) for segment in segments] == [(0.9, 0.91), (0.8, 0.95), (0.8, 0.97)]
     assert [segment.mask.sum() for segment in segments] == [16, 8, 24]
@@ -91,7 +92,7 @@ def test_the_network_is_built_without_post_processing_and_every_setting_reaches_
     assert generator.model == "network"
     assert generator.settings == params.sam2.model_dump(exclude={"config"})
     assert generator.settings["points_per_side"] == 7
-    assert len(segmenter.segment(np.zeros((6, 8, 3), dtype=np.uint8))) == 3
+    assert len(segmenter.segment(Picture(np.zeros((6, 8, 3), dtype=np.uint8)))) == 3
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
@@ -101,7 +102,9 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
 
 
 def test_a_missing_checkpoint_is_named(sam2_package, tmp_path):
-    with pytest.raises(PipelineError, match=r"masks\.weights: .*absent\.pt does not exist.*sam2\.1_hiera_base_plus"):
+    with pytest.raises(
+        PipelineError, match=r"masks\.weights: .*absent\.pt does not exist.*pipeline\.download sam2\.1-hiera-base-plus"
+    ):
         make_segmenter(MasksParams(segmenter="sam2", weights=str(tmp_path / "absent.pt")))
 
 

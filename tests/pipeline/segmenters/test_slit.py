@@ -1,5 +1,4 @@
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,23 +11,6 @@ from pipeline.params import MasksParams, SlitParams
 from pipeline.segmenters import make_segmenter
 from pipeline.segmenters.interface import Picture
 from pipeline.segmenters.slit import SlitSegmenter, segments_from_boundaries
-
-GOLDEN = Path(__file__).parents[4] / "shared" / "golden" / "preprocess_segmentation.npz"
-
-
-@pytest.mark.parametrize(
-    ("case", "threshold"),
-    [("slit_0", 0.001), ("slit_1", 0.05), ("slit_clean", 0.001), ("slit_all_boundary", 0.001)],
-)
-def test_segments_are_those_of_the_reference_in_its_order(case, threshold):
-    if not GOLDEN.is_file():
-        pytest.skip("needs the conformance vectors in ../shared/golden")
-    vectors = np.load(GOLDEN)
-    got = segments_from_boundaries(vectors[f"{case}.in.probs"], threshold=threshold, min_extent_px=1)
-    want = vectors[f"{case}.out.masks"].astype(bool)
-    assert len(got) == len(want)
-    for segment, mask in zip(got, want, strict=True):
-        np.testing.assert_array_equal(segment.mask, mask)
 
 
 def cross_of_boundaries() -> np.ndarray:

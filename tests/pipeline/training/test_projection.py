@@ -1,4 +1,5 @@
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,9 @@ import pytest
 import torch
 
 from pipeline.model.prototypes import squared_distance
-from pipeline.training.projection import EmbeddedBag, project
+from pipeline.training import projection
+from pipeline.training.nearest import EmbeddedBag
+from pipeline.training.projection import project
 
 GOLDEN = Path(__file__).parents[4] / "shared" / "golden"
 PROTOTYPE_LABELS = torch.tensor([1, 0, 1, 2, 0, 1])  # unequal numbers, out of order
@@ -79,6 +82,88 @@ def all_pairs(prototypes, bags):
 
 def found(result):
     return [None if source is None else (source.image_key, source.view_idx) for source in result.sources]
+
+
+def plain_projection(prototypes, prototype_labels, bags, *, distinct_views):
+    """What projection is, prototype by prototype and view by view; distances bag by bag."""
+    of_class = {}
+    for idx, label in enumerate(prototype_labels.tolist()):
+        of_class.setdefault(label, []).append(idx)
+    ranked = [[] for _ in prototypes]
+    for bag in bags:
+        owned = of_class.get(bag.label, [])
+        if owned:
+            distance = squared_distance(bag.features, prototypes[owned])
+            for column, idx in enumerate(owned):
+                for view, value in enumerate(distance[:, column].tolist()):
+                    ranked[idx].append((value, bag.image_key, view, bag.features[view]))
+    chosen = [min(views, key=lambda found: found[:3], default=None) for views in ranked]
+    if distinct_views:
+        for owned in of_class.values():
+            pairs = sorted((found[:3], idx, found) for idx in owned for found in ranked[idx])
+            served, taken = set(), set()
+            for (_, *view), idx, found in pairs:
+                if idx not in served and tuple(view) not in taken:
+                    chosen[idx] = found
+                    served.add(idx)
+                    taken.add(tuple(view))
+    projected = prototypes.clone()
+    for idx, found in enumerate(chosen):
+        if found is not None:
+            projected[idx] = found[3]
+    return projected, [None if found is None else (found[1], found[2], found[0]) for found in chosen]
+
+
+@pytest.mark.parametrize("views_per_batch", [1, 7, 1000])
+@pytest.mark.parametrize("distinct_views", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("steps", [None, 3], ids=["no ties", "many ties"])
+def test_projection_is_to_the_last_bit_what_a_plain_loop_gives(
+    monkeypatch, steps, seed, distinct_views, views_per_batch
+):
+    rng = np.random.default_rng(seed)
+
+    def random_features(num):
+        values = rng.random((num, 5))
+        return torch.from_numpy(values if steps is None else np.round(values * steps) / 4).float()
+
+    # class 3 has no image, class 4 fewer views than prototypes, class 5 no prototype
+    prototype_labels = torch.from_numpy(rng.permutation([0] * 4 + [1] * 1 + [2] * 6 + [3] * 2 + [4] * 3))
+    labels = [*rng.choice([0, 1, 2, 5], 60).tolist(), 4]
+    keys = rng.permutation(len(labels)).tolist()
+    bags = [
+        EmbeddedBag(f"image-{key:02d}", label, random_features(2 if label == 4 else rng.integers(1, 5)))
+        for key, label in zip(keys, labels, strict=True)
+    ]
+    prototypes = random_features(len(prototype_labels))
+    monkeypatch.setattr(projection, "_VALUES_PER_BATCH", views_per_batch * prototypes.shape[1])
+    result = project(prototypes, prototype_labels, iter(bags), distinct_views=distinct_views)
+    expected, sources = plain_projection(prototypes, prototype_labels, bags, distinct_views=distinct_views)
+    assert torch.equal(result.prototypes, expected)
+    assert [
+        None if source is None else (source.image_key, source.view_idx, source.distance_before)
+        for source in result.sources
+    ] == sources
+    assert sources.count(None) == 2
+    distances = [source[2] for source in sources if source is not None]
+    assert (len(set(distances)) < len(distances)) == (steps is not None)
+
+
+@pytest.mark.parametrize("distinct_views", [False, True])
+def test_features_that_no_prototype_needs_any_more_are_let_go(monkeypatch, distinct_views):
+    monkeypatch.setattr(projection, "_VALUES_PER_BATCH", 10 * 4)
+    alive, most = weakref.WeakSet(), 0
+
+    def bags():
+        nonlocal most
+        for bag in random_bags(0, num_bags=300):
+            features = bag.features.clone()
+            alive.add(features)
+            most = max(most, len(alive))
+            yield bag._replace(features=features)
+
+    project(random_prototypes(0), PROTOTYPE_LABELS, bags(), distinct_views=distinct_views)
+    assert 0 < most <= 20  # two batches: the one at work, and the next one as it grows
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,0 +1,319 @@
+"""Mean and standard deviation of every metric over runs that differ in nothing but their seed."""
+
+import csv
+import difflib
+import io
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool
+from typer import Option
+
+from pipeline.cli import command_line
+from pipeline.errors import PipelineError
+from pipeline.io import new_file
+from pipeline.metrics.interface import Metric
+from pipeline.metrics.registry import METRICS
+from pipeline.recorded_runs import Recipe, Run, runs_at, runs_here
+from pipeline.repeat import repeat
+from pipeline.report.tables import ABSENT, ROW_TITLES, latex, markdown, metric_title, render_value
+
+_CSV_COLUMNS = ("group", "row", "family", "metric", "unit", "direction", "mean", "std", "n", "seeds")
+_NUM_SHOWN = 6  # params that a group's title names; more would bury the table
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A metric over runs.
+
+    Attributes:
+        mean: over the runs that have the metric.
+        std: their sample standard deviation (n - 1 in the denominator), None for one run.
+        n: how many they are.
+    """
+
+    mean: float
+    std: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs that differ in nothing but their seed.
+
+    Attributes:
+        title: what sets the group apart from the others; empty where there is one group only.
+        runs: in the order of their seeds.
+    """
+
+    title: str
+    runs: tuple[Run, ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds, ascending."""
+        return [run.seed for run in self.runs]
+
+
+def statistic(values: Iterable[float | None]) -> Statistic | None:
+    """Take the mean and the sample standard deviation of the VALUES there are; None without any."""
+    found = np.array([value for value in values if value is not None], dtype=np.float64)
+    if not found.size:
+        return None
+    return Statistic(float(found.mean()), float(found.std(ddof=1)) if found.size > 1 else None, found.size)
+
+
+def group_runs(runs: Iterable[Run]) -> list[Group]:
+    """Put runs with equal recipes together; groups come in the order of their first runs."""
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(tuple(sorted(run.recipe.items())), []).append(run)
+    titles = titles_of([members[0].recipe for members in groups.values()])
+    return [
+        Group(title, tuple(sorted(members, key=lambda run: run.seed)))
+        for title, members in zip(titles, groups.values(), strict=True)
+    ]
+
+
+def titles_of(recipes: Sequence[Recipe]) -> list[str]:
+    """Name each recipe by the values in which they differ: params as they are, files and commands by a hash."""
+    keys = sorted(set().union(*recipes))
+    differing = [key for key in keys if len({recipe.get(key) for recipe in recipes}) > 1]
+    shown = sorted(differing, key=lambda key: not _is_param(key))[:_NUM_SHOWN]  # params say more than hashes
+    more = f", and {len(differing) - len(shown)} more" if len(differing) > len(shown) else ""
+    return [
+        ", ".join(f"{key}={_shown(key, recipe.get(key))}" for key in shown) + more if shown else ""
+        for recipe in recipes
+    ]
+
+
+def chosen_metrics(names: str | None) -> tuple[Metric, ...]:
+    """Find the declared metrics that NAMES lists with commas: keys, ``family.key`` or whole families; None is all.
+
+    Raises:
+        PipelineError: a name fits none.
+    """
+    if names is None:
+        return METRICS
+    known = {name for declared in METRICS for name in _names_of(declared)}
+    wanted = _listed(names, known, "--metrics")
+    return tuple(declared for declared in METRICS if wanted & _names_of(declared))
+
+
+def chosen_rows(names: str | None, groups: Sequence[Group]) -> list[str]:
+    """Find the rows of metrics.json that NAMES lists with commas, in the order of the table; None is all.
+
+    Raises:
+        PipelineError: no run has a row of that name.
+    """
+    present = {row for group in groups for run in group.runs for row in run.metrics}
+    wanted = present if names is None else _listed(names, present, "--rows")
+    return [row for row in (*ROW_TITLES, *sorted(present - set(ROW_TITLES))) if row in wanted]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read ``4`` as the seeds 0 to 3, and ``4871,7579`` (or ``7,`` for a single one) as these seeds.
+
+    Raises:
+        PipelineError: no whole numbers from 0 on, or one twice.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isascii() and part.isdigit() for part in parts):
+        raise PipelineError(f"--seeds {text}: expected a number of runs (4) or seeds with commas (0,1,2,3)")
+    seeds = list(map(int, parts)) if "," in text else list(range(int(parts[0])))
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise PipelineError(f"--seeds {text}: " + ("a seed is there twice" if seeds else "at least one run is needed"))
+    return seeds
+
+
+class Summary:
+    """The statistics of groups of runs, ready to be rendered."""
+
+    def __init__(self, groups: Sequence[Group], metrics: Sequence[Metric], rows: Sequence[str]) -> None:
+        self.groups, self.rows = groups, rows
+        self.metrics = [
+            declared
+            for declared in metrics
+            if any(
+                declared.key in run.metrics.get(row, {}).get(declared.family, {})
+                for group in groups
+                for run in group.runs
+                for row in rows
+            )
+        ]
+        self._statistics = {
+            (idx, row, declared): statistic(
+                run.metrics.get(row, {}).get(declared.family, {}).get(declared.key) for run in group.runs
+            )
+            for idx, group in enumerate(groups)
+            for row in rows
+            for declared in self.metrics
+        }
+        self._best = {declared: self._best_of(declared) for declared in self.metrics}
+
+    def markdown(self) -> str:
+        """Render a captioned table per group."""
+        return "\n".join(
+            f"{self._caption(group)}\n\n{markdown(*self._table(idx))}" for idx, group in enumerate(self.groups)
+        )
+
+    def latex(self) -> str:
+        r"""Render the same for LaTeX; the document needs ``\usepackage{booktabs}``."""
+        return "\n".join(
+            latex(*self._table(idx), caption=self._caption(group)) for idx, group in enumerate(self.groups)
+        )
+
+    def csv(self) -> str:
+        """Write a line per group, row and metric: numbers as they are, fractions in 0 to 1."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(_CSV_COLUMNS)
+        for (idx, row, declared), found in self._statistics.items():
+            group = self.groups[idx]
+            numbers = (found.mean, found.std, found.n) if found else (None, None, 0)
+            names = (group.title, row, declared.family, declared.key, declared.unit, declared.direction)
+            writer.writerow([*names, *numbers, " ".join(map(str, group.seeds))])
+        return buffer.getvalue()
+
+    def _caption(self, group: Group) -> str:
+        title = f"{group.title}. " if group.title else ""
+        seeds = ", ".join(map(str, group.seeds))
+        if len(group.runs) == 1:
+            return f"{title}1 run (seed {seeds})"
+        fewer = any(
+            found and found.n < len(group.runs)
+            for (idx, _, _), found in self._statistics.items()
+            if self.groups[idx] is group
+        )
+        note = "; where fewer runs have a metric, n says how many" if fewer else ""
+        return f"{title}Mean ± sample standard deviation of {len(group.runs)} runs (seeds {seeds}){note}"
+
+    def _table(self, idx: int) -> tuple[pd.DataFrame, Bool[np.ndarray, "line column"]]:
+        """Lay out a group as results/table.md is, and say which cells hold the best value of all groups."""
+        num_runs = len(self.groups[idx].runs)
+        lines, bold = [], []
+        for declared in self.metrics:
+            found = [self._statistics[idx, row, declared] for row in self.rows]
+            cells = [render_statistic(declared, value, num_runs) for value in found]
+            lines.append([declared.family, metric_title(declared), *cells])
+            best = self._best[declared]
+            bold.append([False, False, *(best is not None and _mean_text(declared, value) == best for value in found)])
+        columns = ["family", "metric", *(ROW_TITLES.get(row, row) for row in self.rows)]
+        return pd.DataFrame(lines, columns=columns), np.array(bold, dtype=bool).reshape(-1, len(columns))
+
+    def _best_of(self, declared: Metric) -> str | None:
+        """Find the best mean as it is rendered; None where no direction is better or nothing stands out."""
+        found = [value for (_, _, of), value in self._statistics.items() if of is declared and value is not None]
+        texts = {_mean_text(declared, value) for value in found}
+        if declared.direction == "neither" or len(texts) < 2:
+            return None
+        better = max if declared.direction == "higher" else min
+        return _mean_text(declared, better(found, key=lambda value: value.mean))
+
+
+def render_statistic(declared: Metric, found: Statistic | None, num_runs: int) -> str:
+    """Write ``mean ± std``, without ``±`` for one run, with n where fewer than NUM_RUNS have the metric."""
+    if found is None:
+        return ABSENT
+    spread = "" if found.std is None else f" ± {render_value(declared, found.std)}"
+    return f"{_mean_text(declared, found)}{spread}" + (f" (n={found.n})" if found.n < num_runs else "")
+
+
+def _mean_text(declared: Metric, found: Statistic | None) -> str | None:
+    return None if found is None else render_value(declared, found.mean)
+
+
+def _names_of(declared: Metric) -> set[str]:
+    return {declared.key, declared.family, f"{declared.family}.{declared.key}"}
+
+
+def _listed(text: str, known: Iterable[str], option: str) -> set[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.4) or sorted(known)
+            raise PipelineError(f"{option} {name}: there is no such name; near: {', '.join(near)}")
+    if not names:
+        raise PipelineError(f"{option}: names no {option.strip('-')}")
+    return set(names)
+
+
+def _is_param(key: str) -> bool:
+    return " " not in key  # else `content of PATH` or `command of STAGE`
+
+
+def _shown(key: str, value: str | None) -> str:
+    if value is None:
+        return "(absent)"
+    return value[:6] if key.startswith("content of ") else value
+
+
+def _runs(seeds: Sequence[int] | None, overrides: Sequence[str], revs: Sequence[str]) -> tuple[list[Run], list[int]]:
+    """Collect or make the runs that were asked for; also say which seeds failed."""
+    root = Path()
+    if seeds is not None:
+        runs, failures = repeat(root, seeds, overrides)
+        return runs, [failure.seed for failure in failures]
+    return (runs_at(root, revs) if revs else runs_here(root)), []
+
+
+def _write(out: Path, summary: Summary) -> None:
+    contents = {"table.csv": summary.csv(), "table.md": summary.markdown(), "table.tex": summary.latex()}
+    for name, content in contents.items():
+        with new_file(out / name) as work:
+            work.write_text(content, encoding="utf-8")
+    _log.info("written: %s", ", ".join(str(out / name) for name in contents))
+
+
+def main(
+    seeds: str | None = Option(
+        None, help="Run what is missing: a number of runs (4 is the seeds 0 to 3), or seeds with commas (4871,7579)."
+    ),
+    overrides: list[str] = Option(
+        [], "-S", metavar="KEY=VALUE", help="With --seeds: override one param; can be repeated."
+    ),
+    revs: list[str] = Option(
+        [], "--rev", metavar="REV", help="Take this branch, tag, commit or experiment instead; can be repeated."
+    ),
+    rows: str | None = Option(None, help="Rows to show, with commas, such as protomask,blackbox. Default: all."),
+    metrics: str | None = Option(None, help="Metrics or families to show, with commas. Default: all."),
+    out: Path | None = Option(None, help="Folder for table.md, table.csv and table.tex; without it, print Markdown."),
+) -> None:
+    """Show mean ± standard deviation of the metrics over runs that differ only in `seed`.
+
+    The runs are those of the workspace, of the last commit and of the DVC experiments derived from it. Runs that differ
+    in more than the seed make groups, a table each, titled by what differs. The best value of a metric is bold.
+
+    With --seeds the table holds exactly these runs of the experiment that the workspace describes; those that are not
+    there yet are run one after the other as DVC experiments, in a copy of the project: the workspace stays as it is.
+    Interrupt it when you like; the same command goes on.
+    """
+    if seeds is not None and revs:
+        raise PipelineError("--seeds runs the workspace's experiment, --rev takes runs that exist: give one of them")
+    if overrides and seeds is None:
+        raise PipelineError(f"-S {overrides[0]} changes a run that is yet to be made: give --seeds, too")
+    selected = chosen_metrics(metrics)
+    runs, failed = _runs(None if seeds is None else parse_seeds(seeds), overrides, revs)
+    if runs:
+        groups = group_runs(runs)
+        summary = Summary(groups, selected, chosen_rows(rows, groups))
+        if out is None:
+            print(summary.markdown(), end="")
+        else:
+            _write(out, summary)
+    if failed:
+        raise PipelineError(f"not in the table, because their runs failed: seeds {', '.join(map(str, failed))}")
+    if not runs:
+        raise PipelineError("no run to show: `dvc repro` makes one, --seeds 4 makes four")
+
+
+app = command_line(main)
+
+if __name__ == "__main__":
+    app()
