@@ -41,6 +41,8 @@ from pipeline.segmenters.tiny_sam import load_tiny_sam
 
 _PASS_IOU, _PASS_STABILITY = 0.30, 0.04  # shares of all masks, of random weights
 _SAME_IOU = 0.95
+_SAMPLED_POINTS = 128
+_MODEST = {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.6}  # thresholds for the tiny one, as in demo-sam
 _BF16_PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense, of the data sheets
 
 
@@ -61,8 +63,10 @@ def main(
     pictures = _pictures(images, num_images + 1)
     network = _network(model, weights).to(device).eval()
     params = MasksParams(segmenter="sam", profile=profile, sam=SamParams(model_type=model)).resolved().sam
-    if model != "tiny" and weights is None:
-        params = _like_trained(network, params, pictures[0])
+    if model == "tiny":
+        params = params.model_copy(update=_MODEST)
+    elif weights is None:
+        params = _like_trained(network, params, pictures[1:])
     sizes = {"images_per_batch": images_per_batch or "auto", "points_per_batch": points_per_batch or "auto"}
     ours = BatchedMaskGenerator(network, params.model_copy(update=sizes), getattr(torch, precision))
     packages = SamAutomaticMaskGenerator(
@@ -132,7 +136,7 @@ def _network(model: str, weights: Path | None) -> Sam:
     return sam_model_registry[model](str(weights) if weights else None)
 
 
-def _like_trained(network: Sam, params: SamParams, picture: Picture) -> SamParams:
+def _like_trained(network: Sam, params: SamParams, pictures: Sequence[Picture]) -> SamParams:
     """Arrange random weights, and choose thresholds, so that the filters do what they do with trained ones."""
     decoder = network.mask_decoder
     with torch.inference_mode():
@@ -142,16 +146,10 @@ def _like_trained(network: Sam, params: SamParams, picture: Picture) -> SamParam
             mlp.layers[-1].weight.mul_(40)
             mlp.layers[-1].bias.mul_(40)
         decoder.iou_prediction_head.layers[-1].bias.add_(0.5)  # scores between 0 and 1
-        predictor = SamPredictor(network)
-        predictor.set_image(picture.image)
-        size = torch.tensor(predictor.input_size[::-1], dtype=torch.float64, device=network.device)
-        points = torch.rand(256, 1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        labels = torch.ones(256, 1, device=network.device)
-        logits, iou, _ = predictor.predict_torch(points.to(network.device) * size, labels, return_logits=True)
-    offset = params.stability_score_offset
-    inner, outer = ((logits > limit).sum((-2, -1)) for limit in (offset, -offset))
+        sampled = [_sample(network, picture, params.stability_score_offset) for picture in pictures]
+    iou, stability = (torch.cat(values) for values in zip(*sampled, strict=True))
     iou_threshold = iou.quantile(1 - _PASS_IOU).item()
-    passing = (inner / outer)[iou > iou_threshold]
+    passing = stability[iou > iou_threshold]
     return params.model_copy(
         update={
             "pred_iou_thresh": iou_threshold,
@@ -160,6 +158,18 @@ def _like_trained(network: Sam, params: SamParams, picture: Picture) -> SamParam
             "crop_nms_thresh": 1.0,
         }
     )
+
+
+def _sample(network: Sam, picture: Picture, offset: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predict masks for a few random points; give their predicted IoUs and stabilities."""
+    predictor = SamPredictor(network)
+    predictor.set_image(picture.image)
+    size = torch.tensor(predictor.input_size[::-1], dtype=torch.float64, device=network.device)
+    points = torch.rand(_SAMPLED_POINTS, 1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels = torch.ones(len(points), 1, device=network.device)
+    logits, iou, _ = predictor.predict_torch(points.to(network.device) * size, labels, return_logits=True)
+    inner, outer = ((logits > limit).sum((-2, -1)) for limit in (offset, -offset))
+    return iou.flatten(), (inner / outer).flatten()
 
 
 def _timed(device: str, work: Any) -> tuple[list[Any], float, int]:
@@ -193,13 +203,14 @@ def _encoder(network: Sam, num_images: int, precision: str, crops_per_image: int
     side = network.image_encoder.img_size
     inputs = torch.zeros(batch, 3, side, side, device=network.device)
     bfloat16 = precision == "bfloat16"
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network.image_encoder(inputs[:1])
     with torch.inference_mode(), torch.autocast(network.device.type, torch.bfloat16, enabled=bfloat16):
 
         def encode() -> None:
             encode_fused(network.image_encoder, inputs) if bfloat16 else network.image_encoder(inputs)
 
-        with FlopCounterMode(display=False) as counter:
-            encode()
+        encode()
         num_batches = min(4, -(-crops // batch))
         if network.device.type == "cuda":
             torch.cuda.synchronize()
@@ -209,7 +220,7 @@ def _encoder(network: Sam, num_images: int, precision: str, crops_per_image: int
         if network.device.type == "cuda":
             torch.cuda.synchronize()
         seconds_per_crop = (time.perf_counter() - start) / (num_batches * batch)
-    return seconds_per_crop * crops, counter.get_total_flops() / batch * crops
+    return seconds_per_crop * crops, counter.get_total_flops() * crops
 
 
 def _matches(theirs: Sequence[dict[str, Any]], mine: Sequence[StoredMask]) -> tuple[int, int]:

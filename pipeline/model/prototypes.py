@@ -63,5 +63,4 @@ def nearest_of(distance: Float[Tensor, "bag prototype"], wanted: torch.Tensor) -
 
     A bag without a wanted prototype gives infinity.
     """
-    # not amin, which divides the gradient among equal prototypes: they would stay equal for ever
-    return distance.masked_fill(~wanted, torch.inf).min(dim=1).values
+    return distance.masked_fill(~wanted, torch.inf).amin(dim=1)

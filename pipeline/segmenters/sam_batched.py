@@ -254,7 +254,7 @@ class BatchedMaskGenerator:
                 embeddings: Tensor = model.image_encoder(inputs)
                 return embeddings
             with torch.autocast(model.device.type, self._dtype):
-                return encode_fused(model.image_encoder, inputs).to(self._dtype)
+                return encode_fused(model.image_encoder, inputs).float()
 
     def _decode(self, crop: _Crop, embedding: Float[Tensor, "1 dim row column"]) -> _Found:
         """Find the masks of one crop; nothing of it stays on the device."""

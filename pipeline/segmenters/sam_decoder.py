@@ -24,8 +24,8 @@ from jaxtyping import Float, Int
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-_POINTS_AT_ONCE = {"cpu": 8}  # on the image side: few enough for the caches of a CPU
-_MANY_POINTS_AT_ONCE = 256  # elsewhere
+_ELEMENTS_AT_ONCE = {"cpu": 2**23}  # of the image side: few enough for the caches of a CPU (8 points of ViT-B)
+_MANY_ELEMENTS_AT_ONCE = 2**28  # elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +51,17 @@ class PointDecoder:
 
         Args:
             model: not changed.
-            dtype: of the image side, which is nearly all of the work. With bfloat16 its attention is torch's fused one;
-                the tokens, which decide about predicted IoUs, stay in float32.
+            dtype: of the products on the image side, which are nearly all of the work. With bfloat16 its attention is
+                torch's fused one; what is added up from layer to layer, and the tokens, which decide about predicted
+                IoUs, stay in float32.
         """
         self._dtype = dtype
         self._device = model.device
         self._decoder = model.mask_decoder
         self._transformer = model.mask_decoder.transformer
         with torch.inference_mode():
-            position = model.prompt_encoder.get_dense_pe().flatten(2).permute(0, 2, 1)  # 1 pixel dim
-            self._position = position.to(dtype)
-            self._no_mask = model.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).to(dtype)
+            self._position = model.prompt_encoder.get_dense_pe().flatten(2).permute(0, 2, 1)  # 1 pixel dim
+            self._no_mask = model.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
 
     def decode(
         self, embedding: Float[Tensor, "1 dim row column"], prompts: Float[Tensor, "point prompt dim"]
@@ -69,7 +69,7 @@ class PointDecoder:
         """Run the transformer.
 
         Args:
-            embedding: the encoder's output for one image, in the dtype of the image side.
+            embedding: the encoder's output for one image.
             prompts: the prompt encoder's sparse output: each point and the package's padding point.
         """
         decoder, transformer = self._decoder, self._transformer
@@ -177,13 +177,14 @@ class PointDecoder:
         read = []
         with self._image_precision():
             shared_queries = _heads(writer, writer.q_proj(image + self._position)) if shared else None
-            for few in _pieces(num_points, _POINTS_AT_ONCE.get(image.device.type, _MANY_POINTS_AT_ONCE)):
+            elements = _ELEMENTS_AT_ONCE.get(image.device.type, _MANY_ELEMENTS_AT_ONCE)
+            for few in _pieces(num_points, max(1, elements // image[0].numel())):
                 old = image if shared else image[few]
                 queries = shared_queries
                 if queries is None:
                     queries = _heads(writer, writer.q_proj(old + self._position))
                 change = writer.out_proj(_joined(self._attend(queries, writer_keys[few], writer_values[few])))
-                new_image[few] = new = norm(change.add_(old)).to(image.dtype)
+                new_image[few] = new = norm(change + old)
                 keys, values = _heads(reader, reader.k_proj(new + self._position)), _heads(reader, reader.v_proj(new))
                 read.append(_joined(self._attend(reader_queries[few], keys, values)))
         return new_image, torch.cat(read).float()

@@ -163,7 +163,7 @@ def test_masks_that_end_at_an_edge_of_a_crop_inside_the_image_are_left_out(train
 
 def test_small_regions_are_cleaned_up_as_in_the_package_and_new_duplicates_go(trained, everything, to_the_bit):
     pytest.importorskip("cv2", reason="the package's clean-up needs OpenCV")
-    params = OPEN.model_copy(update={"box_nms_thresh": 0.9, "crop_nms_thresh": 0.8})
+    params = OPEN.model_copy(update={"box_nms_thresh": 0.7, "crop_nms_thresh": 0.7})
     as_they_are = assert_the_packages(trained, params, bird(0))
     clean = assert_the_packages(trained, params.model_copy(update={"min_mask_region_area": 60}), bird(0))
     assert 0 < len(clean) < len(as_they_are) < len(everything)
