@@ -118,11 +118,11 @@ def test_verbose_lists_each_skip_and_each_output_that_was_left_out(vectors):
         out={"crop": image[1:3, 1:2], "keypoints": np.zeros((0, 3))},
         fix={"crop": image[1:4, 1:3]},
     )
-    vectors.add_local_size("pruned", [2, 3], function="modules/quanproto/models/protomask/prune.py:92 prune_prototypes")
+    vectors.add_local_size("pruned", [2, 3], function="modules/quanproto/metrics/complexity.py:92 background_overlap")
     lines = run(vectors.write(), "--verbose").stdout.splitlines()
     assert lines[:2] == [
         "left out made.npz box keypoints: parts stay in pixels of the image and are not moved with a crop",
-        "skipped made.npz pruned: no pruning yet",
+        "skipped made.npz pruned: no complexity metrics yet",
     ]
     assert lines[-1] == "1 passed, 0 failed, 1 skipped"
 
@@ -210,10 +210,10 @@ def test_a_folder_without_an_index_is_one_line(tmp_path, content):
 def test_only_selects_by_file_function_and_case(vectors):
     vectors.add_local_size("one", [2, 3])
     vectors.add_local_size("two", [2, 3], file="other.npz")
-    vectors.add_local_size("three", [2, 3], function="modules/quanproto/models/protomask/prune.py:92 prune_prototypes")
+    vectors.add_local_size("three", [2, 3], function="modules/quanproto/metrics/complexity.py:92 background_overlap")
     assert list(outcomes(vectors, "two")) == ["two"]
     assert list(outcomes(vectors, "other.npz")) == ["two"]
-    assert list(outcomes(vectors, "prune_prototypes")) == ["three"]
+    assert list(outcomes(vectors, "background_overlap")) == ["three"]
     assert list(outcomes(vectors, "local_explanation_size")) == ["one", "two"]
     nothing = run(vectors.folder, "--only", "four")
     assert nothing.exit_code == 1
@@ -273,10 +273,10 @@ def test_an_output_that_the_adapter_forgets_is_no_pass(case):
 
 def test_the_sum_counts_cases_and_names_each_reason_once(vectors):
     for name in ("a", "b"):
-        vectors.add_local_size(name, [2, 3], function="modules/quanproto/models/protomask/prune.py prune_prototypes")
+        vectors.add_local_size(name, [2, 3], function="modules/quanproto/metrics/complexity.py background_overlap")
     vectors.add_local_size("c", [2, 3])
     assert summary(run_folder(vectors.write())) == [
-        "skipped, 2 cases: no pruning yet",
+        "skipped, 2 cases: no complexity metrics yet",
         "1 passed, 0 failed, 2 skipped",
     ]
 
