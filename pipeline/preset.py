@@ -109,10 +109,10 @@ def lay(params: Params, path: Path, *, dry_run: bool = False) -> list[Change]:
         raise PipelineError(f"{path}: expected `key: value` lines with sections such as `dataset:`")
 
     content = params.model_dump(mode="json")
-    old = dict(_leaves(document))
+    old = dict(leaves(document))
     changes = [
         Change(key, _shown(old.get(key, _NO_VALUE)), _shown(value))
-        for key, value in _leaves(content)
+        for key, value in leaves(content)
         if key not in old or old[key] != value or isinstance(old[key], bool) != isinstance(value, bool)
     ]
     _set(document, content)
@@ -210,17 +210,18 @@ def _typed(text: str, annotation: Any) -> Any:
 
 
 def _unknown_key(key: str, origin: str) -> PipelineError:
-    known = [known_key for known_key, _ in _leaves(Params().model_dump(mode="json"))]
+    known = [known_key for known_key, _ in leaves(Params().model_dump(mode="json"))]
     same_name = [known_key for known_key in known if known_key.endswith(f".{key.rpartition('.')[2]}")]
     near = same_name or difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {' or '.join(f'`{match}`' for match in near[:3])}?" if near else ""
     return PipelineError(f"{origin}: unknown key `{key}`{hint}")
 
 
-def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """List nested values under dotted keys."""
     for name, value in content.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

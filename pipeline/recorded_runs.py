@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import PipelineError
+from pipeline.preset import leaves
 from pipeline.report.tables import Metrics
 
 METRICS_FILE = "results/metrics.json"
@@ -183,15 +184,6 @@ def recipe_of(stages: Mapping[str, StageRecord], source: str) -> tuple[dict[str,
         recipe[f"command of {name}"] = stage.command
     recipe |= {key: text_of(value) for key, value in params.items() if key != _SEED}
     return params, recipe
-
-
-def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """List nested values under dotted keys."""
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def text_of(value: Any) -> str:

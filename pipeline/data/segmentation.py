@@ -179,7 +179,8 @@ def _taken(rows: Iterable[ImageRow]) -> Iterator[ImageRow]:
 
 
 def _segment(segmenter: Segmenter, row: ImageRow) -> list[StoredMask]:
-    return [segment.stored() for segment in segmenter.segment(_load(row))]
+    (masks,) = segmenter.stream([_load(row)])
+    return masks
 
 
 def _load(row: ImageRow) -> Picture:

@@ -18,7 +18,6 @@ import json
 import logging
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ from pipeline.artifacts import VIEWS, VIEWS_TABLE, WHOLE_IMAGE, write_table
 from pipeline.data.boxes import Box, box_of_mask
 from pipeline.data.catalogue import ImageRow, load_images
 from pipeline.data.images import read_image
-from pipeline.data.masks import StoredMask, decode_mask, iterate_masks
+from pipeline.data.masks import StoredMask, decode_mask, join_masks
 from pipeline.data.views import EmptyBagError, box_of_view, choose_masks, cut_view
 from pipeline.engine import map_in_order
 from pipeline.errors import PipelineError
@@ -78,7 +77,7 @@ def write_crops(dataset: Path, masks: Path, out: Path, *, params: CropsParams, r
         PipelineError: an input is missing, damaged or does not fit the other.
     """
     images = load_images(dataset)
-    work = _join(images.rows, masks / "masks.parquet")
+    work = join_masks(images.rows, masks / "masks.parquet")
     encode = functools.partial(_encode_bag, params=params)
     rows: list[dict[str, Any]] = []
     images_out: Counter[str] = Counter()
@@ -111,24 +110,6 @@ def write_crops(dataset: Path, masks: Path, out: Path, *, params: CropsParams, r
         "masks": {"num_in": num_masks_in, "num_out": num_mask_views, "dropped": dict(sorted(passed_over.items()))},
         "num_views": sum(row["in_bag"] for row in rows),
     }
-
-
-def _join(images: Sequence[ImageRow], masks: Path) -> Iterator[tuple[ImageRow, list[StoredMask]]]:
-    """Walk both tables in the order of image keys."""
-    stored = iterate_masks(masks)
-    current = next(stored, None)
-    for image in images:
-        if current is not None and current[0] < image.image_key:
-            raise PipelineError(
-                f"{masks}: has masks of {current[0]}, which is no image of the data set: run `dvc repro`"
-            )
-        if current is not None and current[0] == image.image_key:
-            yield image, current[1]
-            current = next(stored, None)
-        else:
-            yield image, []
-    if current is not None:
-        raise PipelineError(f"{masks}: has masks of {current[0]}, which is no image of the data set: run `dvc repro`")
 
 
 def _encode_bag(item: tuple[ImageRow, list[StoredMask]], *, params: CropsParams) -> _Sample:

@@ -47,6 +47,7 @@ from pipeline.segmenters.sam_encoder import encode_fused
 _log = logging.getLogger(__name__)
 
 _PREPARING_THREADS = 2
+_KEPT_GRIDS = 32  # of points, embedded: one picture has a few sizes of crops, and the next one mostly the same
 _SQUARE = ndimage.generate_binary_structure(rank=2, connectivity=2)  # a pixel and its eight neighbours
 
 
@@ -156,7 +157,7 @@ class BatchedMaskGenerator:
         self._grids = build_all_layer_point_grids(
             params.points_per_side, params.crop_n_layers, params.crop_n_points_downscale_factor
         )
-        self._prompts: dict[tuple[int, tuple[int, int], int], Float[Tensor, "point prompt dim"]] = {}
+        self._prompts: dict[tuple[int, tuple[int, int]], Float[Tensor, "point prompt dim"]] = {}
         self._sizes = _Sizes.choose(params, model.device.type)
         self._shrunk = False
 
@@ -270,11 +271,12 @@ class BatchedMaskGenerator:
 
     def _prompts_of(self, crop: _Crop) -> Float[Tensor, "point prompt dim"]:
         """Embed the grid of points of a crop; crops of one size share it."""
-        key = (crop.layer, crop.size, self._sizes.points)
+        key = (crop.layer, crop.size)
         if key not in self._prompts:
             points = self._grids[crop.layer] * np.array(crop.size)[None, ::-1]
             coordinates = torch.as_tensor(self._resize.apply_coords(points, crop.size), device=self._model.device)
-            self._prompts.clear()
+            if len(self._prompts) == _KEPT_GRIDS:
+                self._prompts.clear()
             self._prompts[key] = torch.cat(
                 [
                     self._model.prompt_encoder(

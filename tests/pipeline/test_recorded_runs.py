@@ -2,7 +2,8 @@ import copy
 
 import pytest
 
-from pipeline.recorded_runs import METRICS_FILE, NoRunError, leaves, recipe_of, stages_of_lock, text_of
+from pipeline.preset import leaves
+from pipeline.recorded_runs import METRICS_FILE, NoRunError, recipe_of, stages_of_lock, text_of
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pipeline.data.boxes import box_of_mask
 from pipeline.data.coco import masks_of_image, read_instances, write_instances
 from pipeline.data.masks import MaskTableWriter, StoredMask, decode_mask, encode_mask
 from pipeline.errors import PipelineError
+from tests.pipeline.data.plain_runs import plain_runs
 
 HEIGHT, WIDTH = 12, 9
 
@@ -150,16 +151,6 @@ def test_the_command_says_in_one_line_what_is_missing(tmp_path):
 
 
 # what others write
-
-
-def plain_runs(mask):
-    runs, value = [0], False
-    for pixel in mask.ravel(order="F").tolist():
-        if pixel != value:
-            runs.append(0)
-            value = pixel
-        runs[-1] += 1
-    return runs
 
 
 def write_file(path, annotations, images=None, **more):

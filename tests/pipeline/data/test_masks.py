@@ -8,6 +8,7 @@ from pipeline.artifacts import MASKS
 from pipeline.data.boxes import Box, box_of_mask
 from pipeline.data.masks import MaskTableWriter, StoredMask, decode_mask, encode_mask, iterate_masks, pairwise_iou
 from pipeline.errors import PipelineError
+from tests.pipeline.data.plain_runs import plain_runs
 
 HEIGHT, WIDTH = 11, 17
 
@@ -29,12 +30,7 @@ def stored(mask, score=0.5, stability=None):
 
 def coco_counts(mask):
     """COCO's compressed counts, written down plainly: run lengths down the columns, the first one of background."""
-    runs, value = [0], False
-    for pixel in mask.ravel(order="F").tolist():
-        if pixel != value:
-            runs.append(0)
-            value = pixel
-        runs[-1] += 1
+    runs = plain_runs(mask)
     text = ""
     for i, run in enumerate(runs):
         number = run - runs[i - 2] if i > 2 else run  # the run before last is a good guess

@@ -5,6 +5,7 @@ from pycocotools import mask as coco
 from pipeline.data.boxes import box_of_mask
 from pipeline.data.masks import encode_mask
 from pipeline.data.runs import mask_of_runs, pixels_of, run_lengths
+from tests.pipeline.data.plain_runs import plain_runs
 
 
 def masks(count=30, seed=0):
@@ -13,17 +14,6 @@ def masks(count=30, seed=0):
     shapes = [(1, 1), (1, 40), (40, 1), (7, 9), (300, 200)]
     made = [rng.random(shapes[i % 5]) < rng.choice([0.002, 0.5, 0.998]) for i in range(count)]
     return [*made, np.zeros((4, 6), dtype=bool), np.ones((4, 6), dtype=bool), np.eye(5, dtype=bool)]
-
-
-def plain_runs(mask):
-    """Down the columns, background first."""
-    runs, value = [0], False
-    for pixel in mask.ravel(order="F").tolist():
-        if pixel != value:
-            runs.append(0)
-            value = pixel
-        runs[-1] += 1
-    return runs
 
 
 def test_run_lengths_are_those_of_the_pixels_down_the_columns():
