@@ -80,17 +80,21 @@ VIEWS = pa.schema(
 PROTOTYPES = pa.schema(
     [
         _required("prototype_idx", pa.int32()),
-        _required("label", pa.int32()),
+        _required("label", pa.int32()),  # its owner; of a shared one, the class whose score it moves most
         _required("class_name", pa.string()),
+        _required("weight", pa.float32()),  # of its similarity in the score of that class
         pa.field("image_key", pa.string()),  # source of the projection; null where the class has no training view
         pa.field("view_idx", pa.int32()),
+        pa.field("place_idx", pa.int32()),  # on the view's feature grid, row by row; null where views are compared
         pa.field("mask_idx", pa.int32()),
-        pa.field("box", BOX),
-        pa.field("distance_before", pa.float32()),  # squared L2 from the learned vector to the source view
-        pa.field("distance_after", pa.float32()),  # from the new vector to the source view
+        pa.field("box", BOX),  # what the view shows; or what lies under the place
+        pa.field("distance_before", pa.float32()),  # from the learned vector to the source; ProtoMask: squared L2
+        pa.field("distance_after", pa.float32()),  # from the new vector to the source
     ]
 )
-"""``models/projected/prototypes.parquet``, sorted by prototype_idx."""
+"""``prototypes.parquet`` in ``models/projected`` and ``models/final``, sorted by prototype_idx; empty for a black box.
+
+Weights, and the classes of shared prototypes, are those of the network beside it."""
 
 PER_IMAGE = pa.schema(
     [
@@ -102,7 +106,7 @@ PER_IMAGE = pa.schema(
         _required("label_probability", pa.float32()),  # probability of the true class
         pa.field("top_prototypes", pa.list_(pa.int32())),  # most similar first; null for a black box
         pa.field("top_similarities", pa.list_(pa.float32())),
-        pa.field("top_views", pa.list_(pa.int32())),  # view_idx of the view nearest to each
+        pa.field("top_views", pa.list_(pa.int32())),  # view_idx of the view nearest to each; or its place_idx
     ]
 )
 """``results/per_image.parquet``: a row per network and test image."""

@@ -19,13 +19,16 @@ from pipeline.io import write_json
 from pipeline.metrics.classification import classification_metrics
 from pipeline.metrics.compactness import local_size, weight_metrics
 from pipeline.metrics.contrastivity import inter_distance, intra_distance
-from pipeline.model.files import load_blackbox, load_protomask
-from pipeline.model.network import BagOutput, ProtoMask
+from pipeline.model.blackbox import BlackBox
+from pipeline.model.files import load_model
+from pipeline.model.network import Network, PrototypeNetwork
 from pipeline.params import EvaluateParams, Params
 from pipeline.report.tables import write_tables
 from pipeline.runtime import Runtime
-from pipeline.training.embedding import pooled_features
-from pipeline.training.run import check_classes, prepare
+from pipeline.training.embedding import encoded_views, outputs
+from pipeline.training.feature_store import hash_of_state
+from pipeline.training.readers import check_classes
+from pipeline.training.seeding import prepare
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ class Predictions:
 
     logits: Float[np.ndarray, "image class"]
     similarity: Float[np.ndarray, "image prototype"] | None = None
-    view: Int[np.ndarray, "image prototype"] | None = None  # view_idx of the nearest view
+    view: Int[np.ndarray, "image prototype"] | None = None  # position of the nearest view, or place, in the bag
 
 
 def evaluate(
@@ -55,66 +58,84 @@ def evaluate(
         final: network after fine-tuning.
         out: folder that gets ``metrics.json``, ``table.{csv,md,tex}`` and ``per_image.parquet``.
         params: evaluate is used.
-        runtime: device and workers.
+        runtime: device, workers and cache.
 
     Returns:
         The content of ``metrics.json``: row, family, metric.
     """
     prepare(params.seed)
-    reader = BagReader(crops, "test")
-    labels = np.asarray(reader.labels)
-    network, description = load_protomask(final)
-    check_classes(reader, description["class_names"], final)
-    pooled = pooled_features(network.backbone, reader, runtime=runtime, what="features of test")[:, 0]
+    network, description = load_model(final)
+    head = network.head
+    readers: dict[str, BagReader] = {
+        views: BagReader(crops, "test", views=views) for views in (network.views, BlackBox.views)
+    }
+    check_classes(readers[network.views], description["class_names"], final)
+    states = {head: final}
+    if isinstance(network, PrototypeNetwork):
+        states |= {f"{head}_projected": projected, f"{head}_trained": trained}
+    if (trained / BlackBox.head).exists():
+        states[BlackBox.head] = trained / BlackBox.head
+    encoder = _Encoder(runtime)
     predictions: dict[str, Predictions] = {}
     metrics: dict[str, Scores] = {}
-    for row, folder in (("protomask", final), ("protomask_projected", projected), ("protomask_trained", trained)):
-        state, _ = load_protomask(folder)
-        _check_same_backbone(network, state, folder)
-        predictions[row] = _predict(state, pooled, reader)
-        metrics[row] = _score_protomask(state, predictions[row], labels, params.evaluate)
-    if (trained / "blackbox").exists():
-        whole = BagReader(crops, "test", views="whole")
-        blackbox, _ = load_blackbox(trained / "blackbox")
-        pooled_whole = pooled_features(blackbox.backbone, whole, runtime=runtime, what="features of test, whole")
-        with torch.no_grad():
-            logits = blackbox.cpu().classifier(pooled_whole[:, 0]).numpy()
-        predictions["blackbox"] = Predictions(logits)
-        metrics["blackbox"] = {
-            "classification": _rounded(classification_metrics(logits, labels, top_classes=params.evaluate.top_classes))
-        }
-    write_table(out / "per_image.parquet", _per_image(predictions, reader, params.evaluate), PER_IMAGE)
+    for row, folder in states.items():
+        state, _ = load_model(folder)
+        if row != BlackBox.head:
+            _check_same_embedding(network, state, folder)
+        reader = readers[state.views]
+        predictions[row] = _predict(state, encoder.encoded(state, reader), reader)
+        metrics[row] = _score(state, predictions[row], np.asarray(reader.labels), params.evaluate)
+    write_table(out / "per_image.parquet", _per_image(predictions, readers, params.evaluate), PER_IMAGE)
     write_tables(out, metrics)
     write_json(out / "metrics.json", metrics)
     return metrics
 
 
-def _check_same_backbone(final: ProtoMask, state: ProtoMask, folder: Path) -> None:
-    """The three states share one embedding: only prototypes and last layer differ, so features are computed once."""
-    final_state, other = final.cpu().state_dict(), state.state_dict()
-    for key, value in final_state.items():
+def _check_same_embedding(final: Network, state: Network, folder: Path) -> None:
+    """The states of a network share one embedding; only normalisation statistics, no parameters, may differ."""
+    own, other = (dict(one.named_parameters()) for one in (final, state))
+    for key, value in own.items():
         if key.startswith(("backbone.", "add_on.")) and (key not in other or not torch.equal(value, other[key])):
             raise PipelineError(f"{folder}: its {key} is not that of the final network: run `dvc repro finetune`")
 
 
+class _Encoder:
+    """Encodes the test images once for all states of a network that share a backbone."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._last: tuple[tuple[str, str, bool], Tensor] | None = None
+
+    def encoded(self, network: Network, reader: BagReader) -> Tensor:
+        key = (hash_of_state(network.backbone.state_dict()), network.views, network.grid)
+        if self._last is None or self._last[0] != key:
+            what = "features of test" + (", whole" if network.views == "whole" else "")
+            self._last = key, encoded_views(network, reader, runtime=self._runtime, what=what)[0]
+        return self._last[1]
+
+
 @torch.no_grad()
-def _predict(network: ProtoMask, pooled: Tensor, reader: BagReader) -> Predictions:
-    lengths = torch.tensor(reader.lengths)
-    output: BagOutput = network.classify(network.features_of_pooled(pooled), lengths)
-    first_view = torch.cumsum(lengths, 0) - lengths
-    return Predictions(output.logits.numpy(), output.similarity.numpy(), (output.view - first_view[:, None]).numpy())
+def _predict(network: Network, encoded: Tensor, reader: BagReader) -> Predictions:
+    if not isinstance(network, PrototypeNetwork):
+        return Predictions(network.cpu().logits_of(encoded, torch.tensor(reader.lengths)).numpy())
+    output = outputs(network, encoded, reader.lengths)
+    return Predictions(output.logits.numpy(), output.similarity.numpy(), output.element.numpy())
 
 
-def _score_protomask(
-    network: ProtoMask, predictions: Predictions, labels: Int[np.ndarray, " image"], params: EvaluateParams
+def _score(
+    network: Network, predictions: Predictions, labels: Int[np.ndarray, " image"], params: EvaluateParams
 ) -> Scores:
+    scores = {
+        "classification": _rounded(classification_metrics(predictions.logits, labels, top_classes=params.top_classes))
+    }
+    if not isinstance(network, PrototypeNetwork):
+        return scores
     assert predictions.similarity is not None
-    last_layer = network.last_layer.weight.detach().numpy()
+    last_layer = network.class_weights().detach().numpy()
     top = top_prototypes(predictions.similarity, params.top_prototypes)  # [image, rank]
     vectors = network.prototypes.detach().numpy()[top]  # [image, rank, dim]
     inter = inter_distance(vectors, labels)
-    return {
-        "classification": _rounded(classification_metrics(predictions.logits, labels, top_classes=params.top_classes)),
+    return scores | {
         "compactness": _rounded(
             {
                 **weight_metrics(last_layer, epsilon=params.weight_epsilon),
@@ -144,9 +165,10 @@ def _rounded(scores: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def _per_image(
-    predictions: Mapping[str, Predictions], reader: BagReader, params: EvaluateParams
+    predictions: Mapping[str, Predictions], readers: Mapping[str, BagReader], params: EvaluateParams
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
+    reader = next(iter(readers.values()))  # all have the same images
     for row, predicted in predictions.items():
         probability = torch.softmax(torch.from_numpy(predicted.logits), dim=1).numpy()
         top = None

@@ -20,6 +20,7 @@ Item = TypeVar("Item")
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+_CHUNK = 2**24  # bytes read at once
 
 
 @contextmanager
@@ -102,6 +103,15 @@ def read_json(path: Path) -> Any:
 def sha256_of(content: bytes) -> str:
     """Hash CONTENT, as 64 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hash the content of PATH, however large, as 64 hexadecimal digits."""
+    hashed = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            hashed.update(chunk)
+    return hashed.hexdigest()
 
 
 def progress_bar(*, what: str, total: int, unit: str) -> "tqdm[Any]":

@@ -295,6 +295,10 @@ class CropsParams(Section):
 class ModelParams(Section):
     """The network (paper section 3)."""
 
+    head: Literal["protomask", "blackbox", "protopnet", "pipnet", "protopool"] = "protomask"
+    """What decides on top of the backbone: protomask (prototypes over views of masks) | blackbox (a linear layer on the
+    whole image) | protopnet, pipnet, protopool (prototypes over places of the whole image's feature grid). Rows of the
+    table are named by it."""
     backbone: str = "tf_efficientnet_lite0"
     """Any timm model name. Weights of ``tf_efficientnet_lite0`` come from the package index; for others see
     ``weights``."""
@@ -310,10 +314,22 @@ class ModelParams(Section):
     """Prototypes each class owns (paper: 10)."""
     similarity_epsilon: float = Field(1e-4, gt=0)
     """epsilon in log((d + 1) / (d + epsilon)); bounds the similarity of a perfect match (paper's code: 1e-14)."""
+    pooling: Literal["nearest", "top_k_mean", "soft"] = "nearest"
+    """Distance of a bag to a prototype, from those of its views (ProtoMask): the least (the paper's) | the mean of the
+    ``pooling_k`` least | all views weighted by a softmax of their nearness."""
+    pooling_k: int = Field(3, ge=1)
+    """Views that ``pooling: top_k_mean`` averages; a bag with fewer has all of them averaged."""
+    pooling_temperature: float = Field(0.5, gt=0)
+    """Softness of ``pooling: soft``, in squared distance: towards 0 it becomes the least distance."""
+    shared_prototypes: int | None = Field(None, ge=2)
+    """Prototypes of the heads whose classes share them (pipnet, protopool); null gives them as many as the other heads
+    have: ``prototypes_per_class`` times the classes."""
+    slots_per_class: int = Field(5, ge=1)
+    """Places for shared prototypes that each class has (protopool; its paper: 10)."""
 
 
 class LossParams(Section):
-    """Weights of the joint loss (the paper's total loss; numbers of the authors' code)."""
+    """Weights of ProtoMask's joint loss (the paper's total loss; numbers of the authors' code)."""
 
     cross_entropy: float = Field(1.0, ge=0)
     """Weight of the cross entropy."""
@@ -323,6 +339,46 @@ class LossParams(Section):
     """Weight of the distance to the nearest foreign prototype (pushes away; subtracted)."""
     diversity: float = Field(0.2, ge=0)
     """Weight of the term that keeps the prototypes of a class apart."""
+
+
+class ProtoPNetLossParams(Section):
+    """Weights of ProtoPNet's loss (Chen et al. 2019, arXiv 1806.10574; ``model.head: protopnet``)."""
+
+    cross_entropy: float = Field(1.0, ge=0)
+    """Weight of the cross entropy."""
+    cluster: float = Field(0.8, ge=0)
+    """Weight of the distance from an image's nearest place to an own-class prototype (pulls)."""
+    separation: float = Field(0.08, ge=0)
+    """Weight of the distance to the nearest foreign prototype (pushes away; subtracted)."""
+
+
+class PipNetLossParams(Section):
+    """Weights of PIP-Net's loss (Nauta et al. 2023; ``model.head: pipnet``)."""
+
+    classification: float = Field(2.0, ge=0)
+    """Weight of the classification loss."""
+    alignment: float = Field(5.0, ge=0)
+    """Weight of the term that gives two versions of a view the same prototypes at the same places."""
+    presence: float = Field(2.0, ge=0)
+    """Weight of the tanh term that lets every prototype be present in some image of a batch."""
+    pretraining_epochs: int = Field(10, ge=0)
+    """First epochs of the first phase, in which the classification term has no weight."""
+
+
+class ProtoPoolLossParams(Section):
+    """Weights of ProtoPool's loss (Rymarczyk et al. 2022, arXiv 2112.02902; ``model.head: protopool``)."""
+
+    cross_entropy: float = Field(1.0, ge=0)
+    """Weight of the cross entropy."""
+    cluster: float = Field(0.8, ge=0)
+    """Weight of the distance from an image's nearest place to a prototype of its class's slots (pulls)."""
+    separation: float = Field(0.08, ge=0)
+    """Weight of the distance to the nearest prototype outside them (pushes away; subtracted)."""
+    orthogonality: float = Field(1.0, ge=0)
+    """Weight of the term that lets the slots of a class choose different prototypes."""
+    gumbel_epochs: int = Field(30, ge=1)
+    """Epochs of the first phase in which the slots' choice hardens from soft to one prototype each; later phases stay
+    hard."""
 
 
 class WarmupParams(Section):
@@ -360,8 +416,10 @@ class JointParams(Section):
     """How many of the backbone's last blocks learn (timm's own grouping by depth); the others stay frozen, their
     normalisation in evaluation mode."""
     augmentation: Literal["none", "flip", "light", "medium"] = "light"
-    """Drawn per view: mirror; light adds rotation, shear and colour jitter; medium adds perspective (the paper's
-    "medium": 15 degrees, scale 0.05, jitter 0.15)."""
+    """Mirror; light adds rotation, shear and colour jitter; medium adds perspective (the paper's "medium": 15 degrees,
+    scale 0.05, jitter 0.15)."""
+    augment_per: Literal["view", "image"] = "view"
+    """Drawn for every view by itself (the paper's code), or once for all views of an image."""
 
     @model_validator(mode="after")
     def _check_layers(self) -> "JointParams":
@@ -382,10 +440,23 @@ class TrainParams(Section):
     batch_images: int = Field(16, ge=1)
     """Images per step in the joint phase (paper: 16)."""
     accumulate_batches: int = Field(1, ge=1)
-    """Batches whose gradients are summed before a step (paper: 4). A last, incomplete window is stepped, too."""
+    """Batches whose gradients are averaged for a step (paper: 4). A last window with fewer is averaged over those."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the backbone in the joint phase: bfloat16 is faster on recent GPUs; weights, distances and losses
+    stay in float32, and so does everything after training."""
+    sampling: Literal["shuffled", "class_balanced"] = "shuffled"
+    """Order of an epoch's training images: each once | as many draws in all, equally many of every class."""
     class_weights: bool = True
     """Weigh the cross entropy by inverse class frequency (the paper does)."""
+    patience_epochs: int | None = Field(None, ge=1)
+    """A phase ends after so many epochs without a better one on validation images; null runs all of them."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Validate and keep a running mean of the weights instead of the last ones: this share stays at every step; null
+    does without."""
     loss: LossParams = LossParams()
+    protopnet: ProtoPNetLossParams = ProtoPNetLossParams()
+    pipnet: PipNetLossParams = PipNetLossParams()
+    protopool: ProtoPoolLossParams = ProtoPoolLossParams()
     warmup: WarmupParams = WarmupParams()
     joint: JointParams = JointParams()
     baseline: bool = True
@@ -449,6 +520,40 @@ class EvaluateParams(Section):
     """A prototype is part of an explanation when its similarity is above this share of the largest (paper: 0.1)."""
 
 
+class CompatParams(Section):
+    """What the authors' code does and the paper does not mean: each true brings one departure back.
+
+    The numbers are those of ``DEVIATIONS.md``, which says what each moves. Preset ``cub200-sam2-authors`` turns all on.
+    """
+
+    bgr_masks: bool = False
+    """SAM and SAM 2 are given BGR images (A12)."""
+    clipped_boxes: bool = False
+    """Views lack the last row and column of their mask's box (A10)."""
+    aliased_resizing: bool = False
+    """Views are resized without antialiasing."""
+    equal_bags: bool = False
+    """Views are copied until all bags of a split have equally many; each copy is augmented by itself."""
+    validate_on_test: bool = False
+    """Validation images are trained on, and epochs are chosen on TEST images (A6): reported numbers flatter."""
+    constant_diversity: bool = False
+    """The diversity term has no gradient (A3)."""
+    frozen_addon: bool = False
+    """The 1x1 convolution stays at its start (A4)."""
+    saturating_distances: bool = False
+    """The cluster and separation terms end at the feature dimension (A17)."""
+    dropped_window: bool = False
+    """A last, incomplete window of accumulated batches is not stepped (A8)."""
+    wrapped_borders: bool = False
+    """What rotation and shear bring into view comes from the opposite border (A13)."""
+    last_epoch: bool = False
+    """A phase hands on its last epoch, not its best one (A7)."""
+    project_last_batch: bool = False
+    """A prototype becomes the nearest view of the last batch that holds its class, not of the training split (A1)."""
+    moving_finetune: bool = False
+    """In fine-tuning, views are augmented and the normalisation statistics of the backbone keep moving (A5)."""
+
+
 class ReportParams(Section):
     """The HTML report."""
 
@@ -469,6 +574,7 @@ class Params(Section):
     project: ProjectParams = ProjectParams()
     finetune: FinetuneParams = FinetuneParams()
     evaluate: EvaluateParams = EvaluateParams()
+    compat: CompatParams = CompatParams()
     report: ReportParams = ReportParams()
 
 

@@ -27,6 +27,11 @@ class Runtime(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     workers: Literal["auto"] | int = "auto"
     engine: Literal["local", "ray"] = "local"
+    cache: Path | None = None
+    """Folder for what outlives a stage but is no result: views encoded by a frozen backbone, and how far a training run
+    is. None keeps nothing."""
+    cache_gib: float = Field(20.0, gt=0)
+    """Encoded views beyond this are deleted, those used least recently first."""
 
     @classmethod
     def settings_customise_sources(

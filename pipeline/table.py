@@ -1,4 +1,4 @@
-"""Mean and standard deviation of every metric over runs that differ in nothing but their seed."""
+"""Mean and standard deviation of every metric over runs that differ in nothing but their seed, also side by side."""
 
 import csv
 import difflib
@@ -20,7 +20,17 @@ from pipeline.metrics.interface import Metric
 from pipeline.metrics.registry import METRICS
 from pipeline.recorded_runs import Recipe, Run, runs_at, runs_here
 from pipeline.repeat import repeat
-from pipeline.report.tables import ABSENT, ROW_TITLES, latex, markdown, metric_title, render_value
+from pipeline.report.tables import (
+    ABSENT,
+    BLACKBOX,
+    FULL_TITLES,
+    HEAD_TITLES,
+    ROW_TITLES,
+    latex,
+    markdown,
+    metric_title,
+    render_value,
+)
 
 _CSV_COLUMNS = ("group", "row", "family", "metric", "unit", "direction", "mean", "std", "n", "seeds")
 _NUM_SHOWN = 6  # params that a group's title names; more would bury the table
@@ -59,6 +69,29 @@ class Group:
     def seeds(self) -> list[int]:
         """The seeds, ascending."""
         return [run.seed for run in self.runs]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A row of metrics.json over the runs of a group.
+
+    Attributes:
+        title: its head.
+        group: position of the group.
+        row: as in metrics.json.
+    """
+
+    title: str
+    group: int
+    row: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Columns that are shown together, below a caption."""
+
+    caption: str
+    columns: tuple[Column, ...]
 
 
 def statistic(values: Iterable[float | None]) -> Statistic | None:
@@ -117,6 +150,12 @@ def chosen_rows(names: str | None, groups: Sequence[Group]) -> list[str]:
     return [row for row in (*ROW_TITLES, *sorted(present - set(ROW_TITLES))) if row in wanted]
 
 
+def rows_across(names: str | None, rows: Sequence[str]) -> list[str]:
+    """Choose from ROWS what is compared across groups: what NAMES asked for, else all but earlier states."""
+    earlier = ROW_TITLES.keys() - HEAD_TITLES.keys()
+    return [row for row in rows if names is not None or row not in earlier]
+
+
 def parse_seeds(text: str) -> list[int]:
     """Read ``4`` as the seeds 0 to 3, and ``4871,7579`` (or ``7,`` for a single one) as these seeds.
 
@@ -135,7 +174,22 @@ def parse_seeds(text: str) -> list[int]:
 class Summary:
     """The statistics of groups of runs, ready to be rendered."""
 
-    def __init__(self, groups: Sequence[Group], metrics: Sequence[Metric], rows: Sequence[str]) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        metrics: Sequence[Metric],
+        rows: Sequence[str],
+        *,
+        across: Sequence[str] | None = None,
+    ) -> None:
+        """Take the statistics.
+
+        Args:
+            groups: of runs.
+            metrics: those to show; what no run has is left out.
+            rows: of metrics.json, in the order of the table.
+            across: those of the rows that one table shows of all groups; None makes a table for each group.
+        """
         self.groups, self.rows = groups, rows
         self.metrics = [
             declared
@@ -155,19 +209,16 @@ class Summary:
             for row in rows
             for declared in self.metrics
         }
+        self._tables = self._tables_by_group() if across is None else [self._table_across(across)]
         self._best = {declared: self._best_of(declared) for declared in self.metrics}
 
     def markdown(self) -> str:
-        """Render a captioned table per group."""
-        return "\n".join(
-            f"{self._caption(group)}\n\n{markdown(*self._table(idx))}" for idx, group in enumerate(self.groups)
-        )
+        """Render a captioned table per group, or the one across groups."""
+        return "\n".join(f"{table.caption}\n\n{markdown(*self._laid_out(table))}" for table in self._tables)
 
     def latex(self) -> str:
         r"""Render the same for LaTeX; the document needs ``\usepackage{booktabs}``."""
-        return "\n".join(
-            latex(*self._table(idx), caption=self._caption(group)) for idx, group in enumerate(self.groups)
-        )
+        return "\n".join(latex(*self._laid_out(table), caption=table.caption) for table in self._tables)
 
     def csv(self) -> str:
         """Write a line per group, row and metric: numbers as they are, fractions in 0 to 1."""
@@ -181,40 +232,93 @@ class Summary:
             writer.writerow([*names, *numbers, " ".join(map(str, group.seeds))])
         return buffer.getvalue()
 
-    def _caption(self, group: Group) -> str:
-        title = f"{group.title}. " if group.title else ""
-        seeds = ", ".join(map(str, group.seeds))
-        if len(group.runs) == 1:
-            return f"{title}1 run (seed {seeds})"
-        fewer = any(
-            found and found.n < len(group.runs)
-            for (idx, _, _), found in self._statistics.items()
-            if self.groups[idx] is group
-        )
-        note = "; where fewer runs have a metric, n says how many" if fewer else ""
-        return f"{title}Mean ± sample standard deviation of {len(group.runs)} runs (seeds {seeds}){note}"
+    def _tables_by_group(self) -> list[Table]:
+        """Make a table of each group that has one of the rows."""
+        tables = []
+        for idx, group in enumerate(self.groups):
+            columns = tuple(Column(ROW_TITLES.get(row, row), idx, row) for row in self.rows if self._has_row(idx, row))
+            if columns:
+                title = f"{group.title}. " if group.title else ""
+                tables.append(Table(f"{title}{_runs_in_words(group)}{self._note(columns)}", columns))
+        return tables
 
-    def _table(self, idx: int) -> tuple[pd.DataFrame, Bool[np.ndarray, "line column"]]:
-        """Lay out a group as results/table.md is, and say which cells hold the best value of all groups."""
-        num_runs = len(self.groups[idx].runs)
+    def _table_across(self, rows: Iterable[str]) -> Table:
+        """Make one table with a column for each of the ROWS and each group that has values there."""
+        columns: list[Column] = []
+        for row in rows:
+            having = [idx for idx in range(len(self.groups)) if self._has_values(idx, row)]
+            if row == BLACKBOX and len({self._values(idx, row) for idx in having}) == 1:
+                having = having[:1]  # one black box, trained beside several networks
+            title = FULL_TITLES.get(row, row)
+            differences = titles_of([self.groups[idx].runs[0].recipe for idx in having])
+            columns += [
+                Column(f"{title} ({difference})" if difference else title, idx, row)
+                for idx, difference in zip(having, differences, strict=True)
+            ]
+        if not columns:
+            raise PipelineError("--across: no run has a value of these metrics in these rows")
+        shown = [self.groups[idx] for idx in dict.fromkeys(column.group for column in columns)]
+        if all(group.seeds == shown[0].seeds for group in shown):
+            runs = _runs_in_words(shown[0], each=len(shown) > 1)
+        else:
+            by_column = (f"{column.title}: {_seeds_in_words(self.groups[column.group])}" for column in columns)
+            runs = f"Mean ± sample standard deviation over runs. {'; '.join(by_column)}"
+        return Table(f"{runs}{self._note(columns)}", tuple(columns))
+
+    def _has_row(self, idx: int, row: str) -> bool:
+        return any(row in run.metrics for run in self.groups[idx].runs)
+
+    def _values(self, idx: int, row: str) -> tuple[Statistic | None, ...]:
+        return tuple(self._statistics[idx, row, declared] for declared in self.metrics)
+
+    def _has_values(self, idx: int, row: str) -> bool:
+        return any(found is not None for found in self._values(idx, row))
+
+    def _note(self, columns: Iterable[Column]) -> str:
+        """Say what n means, where one of the COLUMNS shows it."""
+        fewer = any(
+            found and found.n < len(self.groups[column.group].runs)
+            for column in columns
+            for found in self._values(column.group, column.row)
+        )
+        return "; where fewer runs have a metric, n says how many" if fewer else ""
+
+    def _laid_out(self, table: Table) -> tuple[pd.DataFrame, Bool[np.ndarray, "line column"]]:
+        """Lay a table out as results/table.md is, and say which cells hold the best value of all tables."""
         lines, bold = [], []
         for declared in self.metrics:
-            found = [self._statistics[idx, row, declared] for row in self.rows]
-            cells = [render_statistic(declared, value, num_runs) for value in found]
+            found = [self._statistics[column.group, column.row, declared] for column in table.columns]
+            cells = [
+                render_statistic(declared, value, len(self.groups[column.group].runs))
+                for column, value in zip(table.columns, found, strict=True)
+            ]
             lines.append([declared.family, metric_title(declared), *cells])
             best = self._best[declared]
             bold.append([False, False, *(best is not None and _mean_text(declared, value) == best for value in found)])
-        columns = ["family", "metric", *(ROW_TITLES.get(row, row) for row in self.rows)]
-        return pd.DataFrame(lines, columns=columns), np.array(bold, dtype=bool).reshape(-1, len(columns))
+        heads = ["family", "metric", *(column.title for column in table.columns)]
+        return pd.DataFrame(lines, columns=heads), np.array(bold, dtype=bool).reshape(-1, len(heads))
 
     def _best_of(self, declared: Metric) -> str | None:
         """Find the best mean as it is rendered; None where no direction is better or nothing stands out."""
-        found = [value for (_, _, of), value in self._statistics.items() if of is declared and value is not None]
+        shown = [
+            self._statistics[column.group, column.row, declared] for table in self._tables for column in table.columns
+        ]
+        found = [value for value in shown if value is not None]
         texts = {_mean_text(declared, value) for value in found}
         if declared.direction == "neither" or len(texts) < 2:
             return None
         better = max if declared.direction == "higher" else min
         return _mean_text(declared, better(found, key=lambda value: value.mean))
+
+
+def _runs_in_words(group: Group, *, each: bool = False) -> str:
+    num = f"{len(group.runs)} run{'s' if len(group.runs) > 1 else ''}{' each' if each else ''}"
+    of_several = "Mean ± sample standard deviation of " if len(group.runs) > 1 else ""
+    return f"{of_several}{num} ({_seeds_in_words(group)})"
+
+
+def _seeds_in_words(group: Group) -> str:
+    return f"seed{'s' if len(group.runs) > 1 else ''} {', '.join(map(str, group.seeds))}"
 
 
 def render_statistic(declared: Metric, found: Statistic | None, num_runs: int) -> str:
@@ -283,6 +387,9 @@ def main(
     ),
     rows: str | None = Option(None, help="Rows to show, with commas, such as protomask,blackbox. Default: all."),
     metrics: str | None = Option(None, help="Metrics or families to show, with commas. Default: all."),
+    across: bool = Option(
+        False, "--across", help="One table with a column per group. Earlier states only where --rows names them."
+    ),
     out: Path | None = Option(None, help="Folder for table.md, table.csv and table.tex; without it, print Markdown."),
 ) -> None:
     """Show mean ± standard deviation of the metrics over runs that differ only in `seed`.
@@ -293,6 +400,9 @@ def main(
     With --seeds the table holds exactly these runs of the experiment that the workspace describes; those that are not
     there yet are run one after the other as DVC experiments, in a copy of the project: the workspace stays as it is.
     Interrupt it when you like; the same command goes on.
+
+    To compare networks: `python -m pipeline.table --seeds 3 -S model.head=pipnet` runs one, and so for each head;
+    then `python -m pipeline.table --across` puts what is there into one table.
     """
     if seeds is not None and revs:
         raise PipelineError("--seeds runs the workspace's experiment, --rev takes runs that exist: give one of them")
@@ -302,7 +412,8 @@ def main(
     runs, failed = _runs(None if seeds is None else parse_seeds(seeds), overrides, revs)
     if runs:
         groups = group_runs(runs)
-        summary = Summary(groups, selected, chosen_rows(rows, groups))
+        shown = chosen_rows(rows, groups)
+        summary = Summary(groups, selected, shown, across=rows_across(rows, shown) if across else None)
         if out is None:
             print(summary.markdown(), end="")
         else:

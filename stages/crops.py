@@ -21,9 +21,13 @@ def main(
 
     Reads the images of DATASET (data/dataset) and the masks of MASKS (data/masks). Writes CROPS (data/crops):
     {split}-00000.tar and so on, which any webdataset reader opens, and views.parquet; and the counts to REPORT.
-    Section `crops` of params.yaml says which masks become views and what a view looks like. Minutes, no GPU.
+    Section `crops` of params.yaml says which masks become views and what a view looks like; compat.clipped_boxes and
+    compat.aliased_resizing cut and resize as the authors' code does. Minutes, no GPU.
     """
-    summary = write_crops(dataset, masks, crops, params=load_params(params).crops, runtime=load_runtime(runtime))
+    loaded = load_params(params)
+    summary = write_crops(
+        dataset, masks, crops, params=loaded.crops, runtime=load_runtime(runtime), compat=loaded.compat
+    )
     write_json(report, summary)
 
 

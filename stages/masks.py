@@ -30,16 +30,18 @@ def main(
     Reads DATASET (data/dataset). Writes MASKS (data/masks): masks.parquet, a row per mask, all of them; and to
     REPORT the counts and how good the masks are. Section `masks` of params.yaml names the segmenter. Each finished
     image is kept in STORE at once, so a stopped run goes on where it was, and images added later are the only ones
-    segmented. One process at a time works on STORE; another one waits.
+    segmented. One process at a time works on STORE; another one waits. compat.bgr_masks gives SAM and SAM 2 the
+    pictures as the authors' code does.
 
     With --status nothing is computed or written: it says how far a run is, also one that is still at work.
     """
-    settings = load_params(params).masks
+    loaded = load_params(params)
+    settings, bgr = loaded.masks, loaded.compat.bgr_masks
     if status:
-        typer.echo(describe_progress(dataset, store=store, params=settings))
+        typer.echo(describe_progress(dataset, store=store, params=settings, bgr=bgr))
         return
     run = load_runtime(runtime)
-    summary = write_masks(dataset, masks, store=store, params=settings, runtime=run)
+    summary = write_masks(dataset, masks, store=store, params=settings, runtime=run, bgr=bgr)
     summary["quality"] = mask_quality(dataset, masks, run)
     with writing(report):
         write_json(report, summary)

@@ -8,7 +8,7 @@ import typer
 from pipeline.cli import command_line
 from pipeline.params import load_params
 from pipeline.runtime import load_runtime
-from pipeline.training import run
+from pipeline.training import run, seeding
 
 
 def main(
@@ -23,11 +23,12 @@ def main(
 
     Reads CROPS (data/crops). Writes the network, and the black box beside it, to TRAINED (models/trained); the curves
     of every epoch and a summary to CURVES (results/train). Sections `seed`, `model` and `train` of params.yaml.
-    Epochs are chosen on validation images; test images are never opened.
+    Epochs are chosen on validation images; test images are never opened. A run that was stopped goes on after its last
+    whole epoch, with the same result; delete the folder .cache/training to start anew.
     """
     loaded, loaded_runtime = load_params(params), load_runtime(runtime)
     if check:
-        run.prepare(loaded.seed)
+        seeding.prepare(loaded.seed)
         run.rehearse(crops, params=loaded, runtime=loaded_runtime)
     else:
         run.train(crops, trained, curves, params=loaded, runtime=loaded_runtime)

@@ -18,6 +18,7 @@ from PIL import Image
 from pipeline.artifacts import VIEWS, VIEWS_TABLE, WHOLE_IMAGE, metadata_of, read_table
 from pipeline.data.boxes import Box
 from pipeline.errors import PipelineError
+from pipeline.io import sha256_of, sha256_of_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +42,17 @@ class ViewRow:
 class BagReader:
     """Random access to the bags of one split, in the order of image keys. Picklable; opens shards when first read."""
 
-    def __init__(self, crops: Path, split: str, views: Literal["bag", "whole"] = "bag") -> None:
+    def __init__(
+        self, crops: Path, *splits: str, views: Literal["bag", "whole"] = "bag", equal_lengths: bool = False
+    ) -> None:
         """Read the table of CROPS.
 
         Args:
             crops: folder with shards and ``views.parquet``.
-            split: train, val or test.
-            views: the views of each bag, or only the whole image (for the black box).
+            splits: train, val or test; several are read as one.
+            views: the views of each bag, or only the whole image.
+            equal_lengths: fill bags up with copies of their views until all are as long as the longest, as the authors'
+                code does (``compat.equal_bags``).
 
         Raises:
             PipelineError: missing or damaged table, or a split without images.
@@ -59,7 +64,7 @@ class BagReader:
         self._bags: list[list[ViewRow]] = []
         for row in table.to_pylist():
             wanted = row["in_bag"] if views == "bag" else row["mask_idx"] == WHOLE_IMAGE
-            if row["split"] != split or not wanted:
+            if row["split"] not in splits or not wanted:
                 continue
             values: dict[str, Any] = {name: row[name] for name in ViewRow.__slots__}
             view = ViewRow(**{**values, "box": Box(*row["box"]), "mask_box": Box(*row["mask_box"])})
@@ -67,7 +72,12 @@ class BagReader:
                 self._bags.append([])
             self._bags[-1].append(view)
         if not self._bags:
-            raise PipelineError(f"{crops / VIEWS_TABLE}: no image in the {split} split; check dataset.val_frac")
+            names = " or ".join(splits)
+            raise PipelineError(f"{crops / VIEWS_TABLE}: no image in the {names} split; check dataset.val_frac")
+        self._bags.sort(key=lambda bag: bag[0].image_key)
+        if equal_lengths:
+            longest = max(map(len, self._bags))
+            self._bags = [_filled_up(bag, longest) for bag in self._bags]
         self._files: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -87,6 +97,16 @@ class BagReader:
     def lengths(self) -> list[int]:
         """How many views each bag has."""
         return [len(bag) for bag in self._bags]
+
+    def fingerprint(self) -> str:
+        """Hash everything that decides what :meth:`views` gives: the rows of the bags, and their shards' bytes."""
+        parts = [repr(self._bags)]
+        for shard in sorted({row.shard for bag in self._bags for row in bag}):
+            try:
+                parts.append(sha256_of_file(self._crops / shard))
+            except FileNotFoundError:
+                raise self._damaged(shard, "it does not exist") from None
+        return sha256_of("\n".join(parts).encode())
 
     def rows(self, bag_idx: int) -> list[ViewRow]:
         """The table rows of one bag's views, in bag order."""
@@ -151,3 +171,10 @@ class BagReader:
     def __del__(self) -> None:
         for descriptor in getattr(self, "_files", {}).values():
             os.close(descriptor)
+
+
+def _filled_up(bag: list[ViewRow], length: int) -> list[ViewRow]:
+    """Copy views until the bag has LENGTH: full rounds of all, one more copy of the first ones; grouped by view."""
+    full, rest = divmod(length, len(bag))
+    copies = [row for idx, row in enumerate(bag) for _ in range(full - 1 + (idx < rest))]
+    return [*bag, *copies]

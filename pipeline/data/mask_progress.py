@@ -12,7 +12,7 @@ from pipeline.params import MasksParams
 _SHOWN_DIGITS = 8  # of a fingerprint: enough to tell settings apart
 
 
-def describe_progress(dataset: Path, *, store: Path, params: MasksParams) -> str:
+def describe_progress(dataset: Path, *, store: Path, params: MasksParams, bgr: bool = False) -> str:
     """Say how much of DATASET the store has under PARAMS, and how long the rest takes. Computes and writes nothing.
 
     A store that is missing or damaged is said to be so; to a run it is an empty one.
@@ -24,7 +24,7 @@ def describe_progress(dataset: Path, *, store: Path, params: MasksParams) -> str
         PipelineError: no data set, or ``masks.weights`` does not exist.
     """
     images = load_images(dataset).rows
-    settings = fingerprint(params)
+    settings = fingerprint(params, bgr=bgr)
     contents, lines = None, []
     try:
         contents = read_contents(store, settings)
@@ -38,7 +38,7 @@ def describe_progress(dataset: Path, *, store: Path, params: MasksParams) -> str
     missing = {key for key, count in zip(keys, counts, strict=True) if count is None}
     num_done = sum(count is not None for count in counts)
     lines += [
-        f"{_named(name_of(params), settings)}: {num_done:,} of {len(images):,} images done"
+        f"{_named(name_of(params, bgr=bgr), settings)}: {num_done:,} of {len(images):,} images done"
         f" ({num_done / len(images):.1%}), {sum(count or 0 for count in counts):,} masks so far",
         _estimate(len(missing), known),
     ]

@@ -31,7 +31,9 @@ _NOTES_OF_DOWNLOADS = (".sha256", ".part")  # that pipeline.download leaves besi
 _LOADING_THREADS = 2  # that read and decode pictures beside a network
 
 
-def write_masks(dataset: Path, out: Path, *, store: Path, params: MasksParams, runtime: Runtime) -> dict[str, Any]:
+def write_masks(
+    dataset: Path, out: Path, *, store: Path, params: MasksParams, runtime: Runtime, bgr: bool = False
+) -> dict[str, Any]:
     """Segment every image of DATASET and write ``masks.parquet`` in OUT.
 
     Args:
@@ -40,6 +42,7 @@ def write_masks(dataset: Path, out: Path, *, store: Path, params: MasksParams, r
         store: SQLite file that keeps each finished image; see :mod:`pipeline.data.mask_store`.
         params: segmenter and settings.
         runtime: device and workers.
+        bgr: SAM and SAM 2 see red and blue exchanged (``compat.bgr_masks``).
 
     Returns:
         Counts of images and masks.
@@ -49,13 +52,13 @@ def write_masks(dataset: Path, out: Path, *, store: Path, params: MasksParams, r
             cannot be written, a full disk.
     """
     images = load_images(dataset)
-    settings = fingerprint(params)
+    settings = fingerprint(params, bgr=bgr)
     with MaskStore(store) as kept, new_folder(out) as folder:
         missing = [row for row in images.rows if not kept.has(store_key(row, params), settings)]
         _log.info("%d of %d images are in the store", len(images.rows) - len(missing), len(images.rows))
         for _ in range(_ATTEMPTS):
             if missing:
-                _segment_into(kept, missing, settings=settings, params=params, runtime=runtime)
+                _segment_into(kept, missing, settings=settings, params=params, runtime=runtime, bgr=bgr)
             with writing(out / "masks.parquet"), MaskTableWriter(folder / "masks.parquet") as table:
                 found = [_add(table, row, kept.get(store_key(row, params), settings)) for row in images.rows]
             missing = [row for row, num_masks in zip(images.rows, found, strict=True) if num_masks is None]
@@ -79,13 +82,17 @@ def _counts(num_masks: list[int], *, num_in: int) -> dict[str, Any]:
     }
 
 
-def fingerprint(params: MasksParams) -> str:
+def fingerprint(params: MasksParams, *, bgr: bool = False) -> str:
     """Hash everything that shapes masks: the active segmenter's settings and version, and its weights or module.
+
+    Args:
+        params: segmenter and settings.
+        bgr: as in :func:`write_masks`; changes the hash only where it is true and the segmenter heeds it.
 
     Raises:
         PipelineError: ``masks.weights`` does not exist.
     """
-    settings = json.dumps(settings_of(params), sort_keys=True)
+    settings = json.dumps(settings_of(params, bgr=bgr), sort_keys=True)
     return sha256_of(f"{settings}\n{_hash_of(Path(params.weights))}".encode())
 
 
@@ -113,9 +120,10 @@ def _counts_as_weights(path: Path) -> bool:
     return path.is_file() and path.suffix not in _NOTES_OF_DOWNLOADS
 
 
-def name_of(params: MasksParams) -> str:
-    """Describe the settings for people: the segmenter and its weights."""
-    return f"{params.segmenter}, {params.weights}"
+def name_of(params: MasksParams, *, bgr: bool = False) -> str:
+    """Describe the settings for people: the segmenter, its weights, and whether it sees BGR."""
+    name = f"{params.segmenter}, {params.weights}"
+    return f"{name}, BGR" if "bgr" in settings_of(params, bgr=bgr) else name
 
 
 def store_key(row: ImageRow, params: MasksParams) -> str:
@@ -148,12 +156,12 @@ def _add(table: MaskTableWriter, row: ImageRow, masks: list[StoredMask] | None) 
 
 
 def _segment_into(
-    kept: MaskStore, rows: Sequence[ImageRow], *, settings: str, params: MasksParams, runtime: Runtime
+    kept: MaskStore, rows: Sequence[ImageRow], *, settings: str, params: MasksParams, runtime: Runtime, bgr: bool
 ) -> None:
     """Segment ROWS and put their masks; images that are equal are segmented once."""
-    kept.call(settings, name_of(params))
+    kept.call(settings, name_of(params, bgr=bgr))
     distinct = {store_key(row, params): row for row in rows}
-    results = _segment_all(list(distinct.values()), params=params, runtime=runtime)
+    results = _segment_all(list(distinct.values()), params=params, runtime=runtime, bgr=bgr)
     before = time.perf_counter()
     with WriteBehind(kept) as behind:
         for key, masks in progress(zip(distinct, results, strict=True), what="masks", total=len(distinct)):
@@ -163,12 +171,14 @@ def _segment_into(
             before = now
 
 
-def _segment_all(rows: Sequence[ImageRow], *, params: MasksParams, runtime: Runtime) -> Iterator[list[StoredMask]]:
+def _segment_all(
+    rows: Sequence[ImageRow], *, params: MasksParams, runtime: Runtime, bgr: bool
+) -> Iterator[list[StoredMask]]:
     if segmenter_class(params).holds_device:  # a network stays in this process, on its one device
         keep_freed_memory()
-        on_device = make_segmenter(params, device=runtime.torch_device)
+        on_device = make_segmenter(params, device=runtime.torch_device, bgr=bgr)
         return on_device.stream(map_ahead(_load, _taken(rows), threads=_LOADING_THREADS))
-    return map_in_order(functools.partial(_segment, make_segmenter(params)), _taken(rows), runtime=runtime)
+    return map_in_order(functools.partial(_segment, make_segmenter(params, bgr=bgr)), _taken(rows), runtime=runtime)
 
 
 def _taken(rows: Iterable[ImageRow]) -> Iterator[ImageRow]:

@@ -39,7 +39,7 @@ from pipeline.data.views import EmptyBagError, box_of_view, choose_masks, cut_vi
 from pipeline.engine import map_in_order
 from pipeline.errors import PipelineError
 from pipeline.io import new_folder, progress
-from pipeline.params import CropsParams
+from pipeline.params import CompatParams, CropsParams
 from pipeline.runtime import Runtime
 
 _log = logging.getLogger(__name__)
@@ -59,7 +59,15 @@ class _Sample:
     num_masks: int
 
 
-def write_crops(dataset: Path, masks: Path, out: Path, *, params: CropsParams, runtime: Runtime) -> dict[str, Any]:
+def write_crops(
+    dataset: Path,
+    masks: Path,
+    out: Path,
+    *,
+    params: CropsParams,
+    runtime: Runtime,
+    compat: CompatParams = CompatParams(),
+) -> dict[str, Any]:
     """Cut the views of every image and pack them into ``{split}-%05d.tar`` and ``views.parquet`` in OUT.
 
     Args:
@@ -68,6 +76,7 @@ def write_crops(dataset: Path, masks: Path, out: Path, *, params: CropsParams, r
         out: replaced as a whole when everything is written.
         params: the choice and the look of views.
         runtime: workers.
+        compat: ``clipped_boxes`` and ``aliased_resizing``.
 
     Returns:
         Counts of images, masks and views; in = out + dropped for both images and masks.
@@ -78,7 +87,7 @@ def write_crops(dataset: Path, masks: Path, out: Path, *, params: CropsParams, r
     """
     images = load_images(dataset)
     work = join_masks(images.rows, masks / "masks.parquet")
-    encode = functools.partial(_encode_bag, params=params)
+    encode = functools.partial(_encode_bag, params=params, compat=compat)
     rows: list[dict[str, Any]] = []
     images_out: Counter[str] = Counter()
     dropped, passed_over, num_masks_in, num_fallback = 0, Counter[str](), 0, 0
@@ -112,7 +121,7 @@ def write_crops(dataset: Path, masks: Path, out: Path, *, params: CropsParams, r
     }
 
 
-def _encode_bag(item: tuple[ImageRow, list[StoredMask]], *, params: CropsParams) -> _Sample:
+def _encode_bag(item: tuple[ImageRow, list[StoredMask]], *, params: CropsParams, compat: CompatParams) -> _Sample:
     image_row, masks = item
     height, width = image_row.height, image_row.width
     choice = choose_masks(masks, height=height, width=width, params=params)
@@ -129,11 +138,12 @@ def _encode_bag(item: tuple[ImageRow, list[StoredMask]], *, params: CropsParams)
     views: list[dict[str, Any]] = []
     for view_idx, mask_idx in enumerate(choice.mask_idxs):
         stored = masks[mask_idx]
-        box = box_of_view(stored.box, height=height, width=width, params=params)
-        view, mask = cut_view(image, _mask_in_image(image_row, mask_idx, stored), box, params)
+        box = box_of_view(stored.box, height=height, width=width, params=params, clipped=compat.clipped_boxes)
+        mask = _mask_in_image(image_row, mask_idx, stored)
+        view, mask_in_view = cut_view(image, mask, box, params, aliased=compat.aliased_resizing)
         member = f"{view_idx:02d}"
         members[f"{member}.jpg"] = _encode_jpeg(view, params.jpeg_quality)
-        members[f"{member}.mask.png"] = _encode_mask_png(mask)
+        members[f"{member}.mask.png"] = _encode_mask_png(mask_in_view)
         views.append(
             {
                 "member": f"{member}.jpg",
@@ -144,7 +154,8 @@ def _encode_bag(item: tuple[ImageRow, list[StoredMask]], *, params: CropsParams)
             }
         )
     whole = Box(0, 0, width, height)
-    view, _ = cut_view(image, np.ones((height, width), dtype=bool), whole, params)
+    everything = np.ones((height, width), dtype=bool)
+    view, _ = cut_view(image, everything, whole, params, aliased=compat.aliased_resizing)
     members["whole.jpg"] = _encode_jpeg(view, params.jpeg_quality)
     whole_view = {
         "member": "whole.jpg",

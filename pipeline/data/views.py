@@ -60,7 +60,7 @@ def choose_masks(masks: Sequence[StoredMask], *, height: int, width: int, params
     return Choice(tuple(chosen), passed_over)
 
 
-def box_of_view(mask_box: Box, *, height: int, width: int, params: CropsParams) -> Box:
+def box_of_view(mask_box: Box, *, height: int, width: int, params: CropsParams, clipped: bool = False) -> Box:
     """Grow the box of a mask to the box its view shows: padding, least side, square; always within the image.
 
     A side that must grow does so evenly in both directions; where the image ends, the rest is added on the other side.
@@ -70,7 +70,12 @@ def box_of_view(mask_box: Box, *, height: int, width: int, params: CropsParams) 
         height: of the image, pixels.
         width: of the image, pixels.
         params: ``padding_frac``, ``min_box_side_frac``, ``square``.
+        clipped: what is grown lacks the last row and column of the mask's box, where it has more than one
+            (``compat.clipped_boxes``; Deviation: the authors' code reads inclusive corners as exclusive ones,
+            DEVIATIONS.md A10).
     """
+    if clipped:
+        mask_box = mask_box._replace(x1=max(mask_box.x0 + 1, mask_box.x1 - 1), y1=max(mask_box.y0 + 1, mask_box.y1 - 1))
     pad_x = round(params.padding_frac * mask_box.width_px)
     pad_y = round(params.padding_frac * mask_box.height_px)
     x0, x1 = max(0, mask_box.x0 - pad_x), min(width, mask_box.x1 + pad_x)
@@ -98,6 +103,8 @@ def cut_view(
     mask: Bool[np.ndarray, "height width"],
     box: Box,
     params: CropsParams,
+    *,
+    aliased: bool = False,
 ) -> tuple[UInt8[np.ndarray, "side side 3"], Bool[np.ndarray, "side side"]]:
     """Cut one view and the mask inside it.
 
@@ -106,10 +113,11 @@ def cut_view(
         mask: the mask the view is about, in the size of the image.
         box: what the view shows; half-open, image pixels.
         params: ``background`` and ``size_px``.
+        aliased: resize without antialiasing (``compat.aliased_resizing``), as the authors' code does.
 
     Returns:
-        The view, RGB, resized with an antialiased bilinear filter (Deviation: the authors' code resizes without
-        antialiasing); and the mask, resized to the nearest pixel.
+        The view, RGB, resized with a bilinear filter, antialiased unless asked otherwise (Deviation, DEVIATIONS.md
+        resizing); and the mask, resized to the nearest pixel.
     """
     crop, inside = image[box.y0 : box.y1, box.x0 : box.x1], mask[box.y0 : box.y1, box.x0 : box.x1]
     if params.background == "zero":
@@ -119,9 +127,30 @@ def cut_view(
         mean = image[mask].mean(axis=0).astype(np.uint8) if mask.any() else np.zeros(3, np.uint8)
         crop = np.where(inside[..., None], crop, mean)
     size = (params.size_px, params.size_px)
-    view = Image.fromarray(np.ascontiguousarray(crop)).resize(size, Image.Resampling.BILINEAR)
+    if aliased:
+        view = _resized_aliased(crop, params.size_px)
+    else:
+        view = np.asarray(Image.fromarray(np.ascontiguousarray(crop)).resize(size, Image.Resampling.BILINEAR))
     small_mask = Image.fromarray(np.ascontiguousarray(inside)).resize(size, Image.Resampling.NEAREST)
-    return np.asarray(view), np.asarray(small_mask, dtype=bool)
+    return view, np.asarray(small_mask, dtype=bool)
+
+
+def _resized_aliased(crop: UInt8[np.ndarray, "height width 3"], size_px: int) -> UInt8[np.ndarray, "side side 3"]:
+    """Mix the four pixels around each place, however much the crop shrinks; the outermost ones go on beyond it.
+
+    That is OpenCV's INTER_LINEAR up to its rounding. Pillow's resize always antialiases, but its transform never does;
+    of bytes it would cut fractions off, so it gets floats, which have one channel.
+    """
+    height, width = crop.shape[:2]
+    extent = (0, 0, width, height)
+    channels = [
+        Image.fromarray(channel).transform(
+            (size_px, size_px), Image.Transform.EXTENT, extent, Image.Resampling.BILINEAR
+        )
+        for channel in np.moveaxis(crop, 2, 0).astype(np.float32, order="C")
+    ]
+    view: np.ndarray = np.rint(np.stack([np.asarray(channel) for channel in channels], axis=2)).astype(np.uint8)
+    return view
 
 
 class EmptyBagError(PipelineError):

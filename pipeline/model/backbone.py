@@ -94,7 +94,11 @@ class Backbone(nn.Module):
         return [group for group in grouped if any(True for module in group for _ in module.parameters())]
 
     def train_last(self, num_layers: int | str) -> None:
-        """Let the last NUM_LAYERS layers learn (``all``, or a count; 0 freezes everything)."""
+        """Let the last NUM_LAYERS layers learn (``all``, or a count; 0 freezes everything).
+
+        The first tokens and the positions of a ViT lie before its first layer: they learn with ``all``, or with a count
+        that takes in every layer.
+        """
         self.requires_grad_(num_layers == "all")
         if isinstance(num_layers, int):
             layers = self.layers()
@@ -125,7 +129,11 @@ def _create(name: str, weights: Path | None, pretrained: bool) -> nn.Module:
     packaged = pretrained and weights is None and name == PACKAGED_BACKBONE
     from_hub = pretrained and weights is None and not packaged
     try:
-        network: nn.Module = timm.create_model(name, pretrained=from_hub, num_classes=0)
+        network: nn.Module
+        try:  # a ViT with positions for pictures of one size interpolates them for others
+            network = timm.create_model(name, pretrained=from_hub, num_classes=0, dynamic_img_size=True)
+        except TypeError:  # networks without such positions do not know the setting
+            network = timm.create_model(name, pretrained=from_hub, num_classes=0)
     except (OSError, RuntimeError, ValueError) as error:
         if not from_hub:
             raise PipelineError(f"model.backbone: timm cannot build {name!r} ({_one_line(error)})") from None

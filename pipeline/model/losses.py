@@ -69,17 +69,35 @@ def joint_loss(
     *,
     class_weights: Float[Tensor, " class"] | None,
     weights: LossParams,
+    constant_diversity: bool = False,
+    largest_distance: float | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Compute the loss of the warm-up and joint phases and its terms.
+
+    Args:
+        logits: class scores, unnormalised.
+        distance: squared distance of each image to each prototype.
+        prototypes: the vectors.
+        labels: class of each image.
+        prototype_labels: class of each prototype.
+        class_weights: of the cross entropy; None weighs classes equally.
+        weights: of the terms.
+        constant_diversity: the diversity term has no gradient (``compat.constant_diversity``, DEVIATIONS.md A3).
+        largest_distance: cluster and separation terms end there, without a gradient beyond
+            (``compat.saturating_distances``, DEVIATIONS.md A17); None lets them grow.
 
     Returns:
         ``loss`` = cross_entropy + cluster - separation + diversity, each times its weight; and the terms, unweighted.
     """
+    if largest_distance is not None:
+        distance = distance.clamp_max(largest_distance)
     terms = {
         "cross_entropy": functional.cross_entropy(logits, labels, weight=class_weights),
         "cluster": cluster_loss(distance, labels, prototype_labels),
         "separation": separation_loss(distance, labels, prototype_labels),
-        "diversity": diversity_loss(prototypes, labels, prototype_labels),
+        "diversity": diversity_loss(
+            prototypes.detach() if constant_diversity else prototypes, labels, prototype_labels
+        ),
     }
     total = (
         weights.cross_entropy * terms["cross_entropy"]

@@ -4,9 +4,27 @@ Axes: view (all views of all images of a batch, packed one after the other), bag
 Bags are ragged: ``lengths`` says how many of the packed views belong to each bag, so nothing is padded.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """How the distances of a bag's views to a prototype become one.
+
+    Attributes:
+        kind: ``nearest`` (the paper's), ``top_k_mean`` or ``soft``; see ``model.pooling`` in params.yaml.
+        k: views that ``top_k_mean`` averages.
+        temperature: of ``soft``, in squared distance.
+    """
+
+    kind: Literal["nearest", "top_k_mean", "soft"] = "nearest"
+    k: int = 1
+    temperature: float = 1.0
 
 
 def squared_distance(
@@ -58,9 +76,43 @@ def nearest_view(
     return distance.gather(0, first), first
 
 
+def pooled_distance(
+    distance: Float[Tensor, "view prototype"], lengths: Int[Tensor, " bag"], pooling: Pooling
+) -> tuple[Float[Tensor, "bag prototype"], Int[Tensor, "bag prototype"]]:
+    """Reduce each bag to one distance per prototype.
+
+    Args:
+        distance: squared distances of packed views.
+        lengths: views of each bag, at least 1.
+        pooling: the least distance; the mean of the ``k`` least (of all, in a smaller bag); or the mean of all,
+            weighted by the softmax of -distance / temperature over the bag.
+
+    Returns:
+        The distance of each bag; and the position of the nearest view, as :func:`nearest_view` gives it.
+    """
+    least, view = nearest_view(distance, lengths)
+    if pooling.kind == "nearest":
+        return least, view
+    bag = bag_of_view(lengths)
+    if pooling.kind == "soft":
+        # shifted by the least distance, the largest weight is 1: nothing overflows
+        weight = torch.exp((least.detach()[bag] - distance) / pooling.temperature)
+        empty = torch.zeros_like(least)
+        return empty.index_add(0, bag, weight * distance) / empty.index_add(0, bag, weight), view
+    first = torch.cumsum(lengths, 0) - lengths
+    place = torch.arange(len(distance), device=distance.device) - first[bag]  # of each view in its bag
+    padded = distance.new_full((len(lengths), int(lengths.max()), distance.shape[1]), torch.inf)
+    padded = padded.index_put((bag, place), distance)  # [bag, place, prototype]
+    nearest = padded.topk(min(pooling.k, padded.shape[1]), dim=1, largest=False).values
+    num = lengths.clamp_max(pooling.k)[:, None]
+    is_view = nearest < torch.inf
+    return torch.where(is_view, nearest, 0).sum(dim=1) / num, view
+
+
 def nearest_of(distance: Float[Tensor, "bag prototype"], wanted: torch.Tensor) -> Float[Tensor, " bag"]:
     """Find each bag's least distance over the prototypes marked in ``wanted`` (bool, [bag, prototype]).
 
-    A bag without a wanted prototype gives infinity.
+    The gradient flows to one prototype, also where several are equally near. A bag without a wanted prototype gives
+    infinity.
     """
-    return distance.masked_fill(~wanted, torch.inf).amin(dim=1)
+    return distance.masked_fill(~wanted, torch.inf).min(dim=1).values

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.report.inputs import PhaseReport, TrainSummary, read_curve
+from pipeline.report.tables import BLACKBOX, HEAD_TITLES
 
 
 class Plot(NamedTuple):
@@ -27,13 +28,16 @@ class Plot(NamedTuple):
 PLOT = Plot()
 
 PHASE_TITLES = {"warmup": "warm-up", "joint": "joint"}
-NETWORK_TITLES = {"protomask": "ProtoMask", "blackbox": "Black box"}
 _SPLIT_TITLES = {"train": "training images", "val": "validation images"}
 _TERM_TITLES = {
     "cross_entropy": "Cross entropy ↓",
+    "classification": "Classification ↓: cross entropy",
     "cluster": "Cluster ↓: distance to the image's class",
     "separation": "Separation ↑: distance to other classes",
     "diversity": "Diversity ↓: 1 where prototypes coincide",
+    "alignment": "Alignment ↓: 0 where two versions agree",
+    "presence": "Presence ↓: low where prototypes occur",
+    "orthogonality": "Orthogonality ↓: 0 where slots differ",
 }
 _ROOM_FOR_LABEL = 60.0
 
@@ -167,41 +171,59 @@ def _phase_labels(phases: Sequence[tuple[str, int]], x: Callable[[int], float]) 
         done += epochs
 
 
-def training_charts(folder: Path, summary: TrainSummary) -> list[Chart]:
+def heads_by_role(head: str, summary: TrainSummary) -> dict[str, str]:
+    """Name the heads of the networks in SUMMARY: the run's own, which is HEAD, and the black box beside it, if any."""
+    return {role: kind for role, kind in {"network": head, BLACKBOX: BLACKBOX}.items() if role in summary}
+
+
+def training_charts(folder: Path, summary: TrainSummary, head: str) -> list[Chart]:
     """Lay out the curves of a training run.
 
     Args:
-        folder: ``results/train``: DVCLive's folders ``protomask`` and, where there is one, ``blackbox``.
+        folder: ``results/train``: DVCLive's folders ``network`` and, where there is one, ``blackbox``.
         summary: its networks and phases.
+        head: of the network.
 
     Raises:
         PipelineError: a curve is missing or damaged.
     """
-    networks = [name for name in NETWORK_TITLES if name in summary]
-    phases = _phases(summary["protomask"])
+    heads = heads_by_role(head, summary)
+    phases = _phases(summary["network"])
     accuracy = [
         Series(
-            NETWORK_TITLES[name],
-            [(epoch, 100 * value) for epoch, value in _read(folder, name, "val/accuracy")],
-            _kept_epochs(summary[name]),
+            HEAD_TITLES[kind],
+            [(epoch, 100 * value) for epoch, value in _read(folder, role, "val/accuracy")],
+            _kept_epochs(summary[role]),
         )
-        for name in networks
+        for role, kind in heads.items()
     ]
     charts = [lay_out("Validation accuracy, %", accuracy, phases)]
-    for name in networks:
-        both = [Series(title, _read(folder, name, f"{split}/loss")) for split, title in _SPLIT_TITLES.items()]
-        charts.append(lay_out(f"Loss of {_in_sentence(name)}", both, _phases(summary[name])))
-    for term, title in _TERM_TITLES.items():
-        charts.append(lay_out(title, [Series("training images", _read(folder, "protomask", f"train/{term}"))], phases))
+    for role, kind in heads.items():
+        both = [Series(title, _read(folder, role, f"{split}/loss")) for split, title in _SPLIT_TITLES.items()]
+        charts.append(lay_out(f"Loss of {in_sentence(kind)}", both, _phases(summary[role])))
+    for term in _terms(folder):
+        series = Series("training images", _read(folder, "network", f"train/{term}"))
+        charts.append(lay_out(_TERM_TITLES.get(term, term), [series], phases))
     return [chart for chart in charts if chart is not None]
 
 
-def _in_sentence(network: str) -> str:
-    return "ProtoMask" if network == "protomask" else "the black box"
+def in_sentence(head: str) -> str:
+    """Name a network as it stands in a sentence."""
+    return "the black box" if head == BLACKBOX else HEAD_TITLES[head]
 
 
-def _read(folder: Path, network: str, metric: str) -> list[tuple[int, float]]:
-    return read_curve(folder / network / "plots/metrics" / f"{metric}.tsv")
+def _terms(folder: Path) -> list[str]:
+    """List the terms of the network's loss: those with a title in its order, then others by name."""
+    found = {path.stem for path in _curve(folder, "network", "train/loss").parent.glob("*.tsv")} - {"loss"}
+    return [*(term for term in _TERM_TITLES if term in found), *sorted(found - _TERM_TITLES.keys())]
+
+
+def _curve(folder: Path, role: str, metric: str) -> Path:
+    return folder / role / "plots/metrics" / f"{metric}.tsv"
+
+
+def _read(folder: Path, role: str, metric: str) -> list[tuple[int, float]]:
+    return read_curve(_curve(folder, role, metric))
 
 
 def _phases(reports: dict[str, PhaseReport]) -> list[tuple[str, int]]:

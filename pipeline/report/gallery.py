@@ -2,15 +2,11 @@
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 
 from pipeline.artifacts import PER_IMAGE, PROTOTYPES, WHOLE_IMAGE, read_table
 from pipeline.data.bags import BagReader
@@ -20,11 +16,15 @@ from pipeline.data.masks import StoredMask, iterate_masks
 from pipeline.engine import map_in_order
 from pipeline.errors import PipelineError
 from pipeline.io import progress, sha256_of
-from pipeline.report.thumbnails import SourceImage, SourceView, Thumbnail, draw_source
+from pipeline.report.tables import BLACKBOX
+from pipeline.report.thumbnails import SourceImage, SourceView, Thumbnail, around_place, draw_source
 from pipeline.runtime import Runtime
 
 _MANY_IMAGES = 400  # drawing fewer takes less time than starting worker processes
 _NAME_DIGITS = 16  # of a picture's hash; 64 bits do not collide in a gallery
+
+Element = tuple[int, int]
+"""What is compared with prototypes, within an image: view_idx, and place_idx or -1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +46,19 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The training view that a prototype is.
+    """The training view that a prototype is, or the place in it.
 
     Attributes:
-        distance: squared distance of the learned prototype to the view.
-        photograph: with the outline of the mask and the box of the view; None before it is drawn.
-        view: what the network sees; None before it is drawn.
+        place_idx: on the view's feature grid, row by row; None where views are compared.
+        box: what the view shows, or what lies under the place.
+        distance: of the learned prototype to the view or place.
+        photograph: with the outline of the mask and the box; None before it is drawn.
+        view: what the network sees, of a place its neighbourhood; None before it is drawn.
     """
 
     image_key: str
     view_idx: int
+    place_idx: int | None
     mask_idx: int
     box: Box
     distance: float
@@ -67,16 +70,22 @@ class Source:
         """Whether the view shows the whole image, and so has no mask."""
         return self.mask_idx == WHOLE_IMAGE
 
+    @property
+    def element(self) -> Element:
+        """Where in its image it is; sources with equal ones are the same."""
+        return self.view_idx, -1 if self.place_idx is None else self.place_idx
+
 
 @dataclass(frozen=True, slots=True)
 class Card:
     """One prototype.
 
     Attributes:
-        weight: from the prototype to its own class, in the last layer.
+        label: its class; of a shared prototype, the one whose score it moves most.
+        weight: of its similarity in the score of that class.
         usage: over test images.
         same_view_as: other prototypes with the same source.
-        source: None where the class had no training view.
+        source: None where no training view could be one.
     """
 
     prototype_idx: int
@@ -103,19 +112,20 @@ class TestUsage:
     of_prototype: Mapping[int, Usage]
 
 
-def count_usage(per_image: Path, prototype_labels: Sequence[int]) -> TestUsage:
+def count_usage(per_image: Path, head: str, prototype_labels: Sequence[int]) -> TestUsage:
     """Count, for each prototype, the test images that it helps to explain.
 
     Args:
         per_image: ``per_image.parquet``.
+        head: of the network; names its rows.
         prototype_labels: the class of each prototype.
 
     Raises:
-        PipelineError: missing, damaged, without ProtoMask's rows, or of another network.
+        PipelineError: missing, damaged, without rows of the head, or of another network.
     """
-    rows = [row for row in read_table(per_image, PER_IMAGE).to_pylist() if row["row"] == "protomask"]
+    rows = [row for row in read_table(per_image, PER_IMAGE).to_pylist() if row["row"] == head]
     if not rows or any(row["top_prototypes"] is None for row in rows):
-        raise PipelineError(f"{per_image} has no top prototypes of `protomask`: run `dvc repro evaluate`")
+        raise PipelineError(f"{per_image} has no top prototypes of `{head}`: run `dvc repro evaluate`")
     images: Counter[int] = Counter()
     own: Counter[int] = Counter()
     for row in rows:
@@ -131,78 +141,60 @@ def count_usage(per_image: Path, prototype_labels: Sequence[int]) -> TestUsage:
     )
 
 
-def read_prototypes(final: Path) -> list[dict[str, Any]]:
+def read_prototypes(final: Path, head: str) -> list[dict[str, Any]]:
     """Read the rows of ``prototypes.parquet`` in FINAL; see ``artifacts.PROTOTYPES``.
 
     Raises:
-        PipelineError: missing, damaged or empty.
+        PipelineError: missing, damaged, or empty though HEAD is no black box.
     """
     rows: list[dict[str, Any]] = read_table(final / "prototypes.parquet", PROTOTYPES).to_pylist()
-    if not rows:
+    if not rows and head != BLACKBOX:
         raise PipelineError(f"{final / 'prototypes.parquet'} has no prototype: run `dvc repro project`")
     return rows
 
 
-def read_last_layer(final: Path) -> Float[np.ndarray, "class prototype"]:
-    """Read the weights of the last layer from the network in FINAL, without building it.
-
-    Raises:
-        PipelineError: missing or damaged.
-    """
-    path = final / "model.safetensors"
-    try:
-        with safe_open(path, framework="numpy") as tensors:
-            weights: np.ndarray = tensors.get_tensor("last_layer.weight")
-    except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise PipelineError(f"{path}: cannot be read ({reason}); run `dvc checkout` or `dvc repro`") from None
-    return weights
-
-
-def make_cards(final: Path, usage: TestUsage, rows: Sequence[Mapping[str, Any]]) -> list[Card]:
+def make_cards(usage: TestUsage, rows: Sequence[Mapping[str, Any]]) -> list[Card]:
     """Describe every prototype; sources have no pictures yet.
 
     Args:
-        final: holds the network.
         usage: over test images.
         rows: see :func:`read_prototypes`.
-
-    Raises:
-        PipelineError: the network is missing, damaged, or has other prototypes than the table.
     """
-    last_layer = read_last_layer(final)
-    if last_layer.shape[1] != len(rows) or max(row["label"] for row in rows) >= len(last_layer):
-        raise PipelineError(f"{final}: model.safetensors and prototypes.parquet do not fit each other: run `dvc repro`")
-    sharing: dict[tuple[str, int], list[int]] = {}
-    for row in rows:
-        if row["image_key"] is not None:
-            sharing.setdefault((row["image_key"], row["view_idx"]), []).append(row["prototype_idx"])
+    sources = {row["prototype_idx"]: _source_of(row) for row in rows}
+    sharing: dict[tuple[str, Element], list[int]] = {}
+    for idx, source in sources.items():
+        if source is not None:
+            sharing.setdefault((source.image_key, source.element), []).append(idx)
     cards = []
     for row in rows:
         idx = row["prototype_idx"]
-        source: Source | None = None
-        same_view: tuple[int, ...] = ()
-        if row["image_key"] is not None:
-            source = Source(
-                image_key=row["image_key"],
-                view_idx=row["view_idx"],
-                mask_idx=row["mask_idx"],
-                box=Box(*row["box"]),
-                distance=row["distance_before"],
-            )
-            same_view = tuple(other for other in sharing[source.image_key, source.view_idx] if other != idx)
+        source = sources[idx]
+        same = sharing[source.image_key, source.element] if source is not None else []
         cards.append(
             Card(
                 prototype_idx=idx,
                 label=row["label"],
                 class_name=row["class_name"],
-                weight=float(last_layer[row["label"], idx]),
+                weight=row["weight"],
                 usage=usage.of_prototype.get(idx, Usage()),
-                same_view_as=same_view,
+                same_view_as=tuple(other for other in same if other != idx),
                 source=source,
             )
         )
     return cards
+
+
+def _source_of(row: Mapping[str, Any]) -> Source | None:
+    if row["image_key"] is None:
+        return None
+    return Source(
+        image_key=row["image_key"],
+        view_idx=row["view_idx"],
+        place_idx=row["place_idx"],
+        mask_idx=row["mask_idx"],
+        box=Box(*row["box"]),
+        distance=row["distance_before"],
+    )
 
 
 def draw_cards(
@@ -212,6 +204,7 @@ def draw_cards(
     images: ImagesTable,
     masks: Path,
     crops: Path,
+    splits: Sequence[str],
     thumbnail_px: int,
     runtime: Runtime,
 ) -> list[Card]:
@@ -223,19 +216,20 @@ def draw_cards(
         images: the data set.
         masks: ``masks.parquet``.
         crops: folder with shards.
+        splits: those that the network was trained on.
         thumbnail_px: longer side of the pictures.
         runtime: workers.
 
     Raises:
         PipelineError: an image, mask or view is missing, damaged, or not the one that a prototype names.
     """
-    of_image: dict[str, dict[int, Source]] = {}  # every view is drawn once, by image
+    of_image: dict[str, dict[Element, Source]] = {}  # every view, or place, is drawn once, by image
     for card in cards:
         if card.source is not None:
-            of_image.setdefault(card.source.image_key, {})[card.source.view_idx] = card.source
+            of_image.setdefault(card.source.image_key, {})[card.source.element] = card.source
     work = sorted(of_image.items())
     stored = _masks_of({key for key, sources in work if not all(s.is_whole_image for s in sources.values())}, masks)
-    sources = _source_images(work, images=images, masks=stored, crops=crops)
+    sources = _source_images(work, images=images, masks=stored, crops=crops, splits=splits)
     results = map_in_order(
         functools.partial(draw_source, side_px=thumbnail_px),
         sources,
@@ -243,10 +237,10 @@ def draw_cards(
         workers=None if len(work) >= _MANY_IMAGES else 1,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    finished: dict[tuple[str, int], Source] = {}
-    for (image_key, views), pairs in zip(work, progress(results, what="gallery", total=len(work)), strict=True):
-        for (view_idx, source), (photograph, view) in zip(sorted(views.items()), pairs, strict=True):
-            finished[image_key, view_idx] = replace(
+    finished: dict[tuple[str, Element], Source] = {}
+    for (image_key, elements), pairs in zip(work, progress(results, what="gallery", total=len(work)), strict=True):
+        for (element, source), (photograph, view) in zip(sorted(elements.items()), pairs, strict=True):
+            finished[image_key, element] = replace(
                 source, photograph=_stored(photograph, folder), view=_stored(view, folder)
             )
     return [
@@ -254,7 +248,7 @@ def draw_cards(
         if card.source is None
         else replace(
             card,
-            source=replace(finished[card.source.image_key, card.source.view_idx], distance=card.source.distance),
+            source=replace(finished[card.source.image_key, card.source.element], distance=card.source.distance),
         )
         for card in cards
     ]
@@ -267,14 +261,17 @@ def _masks_of(image_keys: set[str], masks: Path) -> dict[str, list[StoredMask]]:
 
 
 def _source_images(
-    work: Iterable[tuple[str, Mapping[int, Source]]],
+    work: Sequence[tuple[str, Mapping[Element, Source]]],
     *,
     images: ImagesTable,
     masks: Mapping[str, Sequence[StoredMask]],
     crops: Path,
+    splits: Sequence[str],
 ) -> Iterator[SourceImage]:
     rows = {row.image_key: row for row in images.rows}
-    reader = BagReader(crops, "train")
+    # the whole image may lie beside the bag, for networks that see nothing else
+    only_whole = all(source.is_whole_image for _, sources in work for source in sources.values())
+    reader = BagReader(crops, *splits, views="whole" if only_whole else "bag")
     position = {image_key: bag_idx for bag_idx, image_key in enumerate(reader.image_keys)}
     for image_key, sources in work:
         if image_key not in rows or image_key not in position:
@@ -283,19 +280,29 @@ def _source_images(
 
 
 def _source_image(
-    row: ImageRow, sources: Mapping[int, Source], masks: Sequence[StoredMask], reader: BagReader, bag_idx: int
+    row: ImageRow, sources: Mapping[Element, Source], masks: Sequence[StoredMask], reader: BagReader, bag_idx: int
 ) -> SourceImage:
-    in_bag = reader.rows(bag_idx)
-    pixels = reader.views(bag_idx)
+    views = {view.view_idx: view for view in reader.rows(bag_idx)}
+    pixels_of = dict(zip(views, reader.views(bag_idx), strict=True))
     drawn = []
-    for view_idx, source in sorted(sources.items()):
-        if view_idx >= len(in_bag) or in_bag[view_idx].mask_idx != source.mask_idx:
-            raise _stale(row.image_key, f"has no view {view_idx} of mask {source.mask_idx}")
+    for _, source in sorted(sources.items()):
+        view = views.get(source.view_idx)
+        if view is None or view.mask_idx != source.mask_idx:
+            raise _stale(row.image_key, f"has no view {source.view_idx} of mask {source.mask_idx}")
+        pixels = pixels_of[source.view_idx]
         if source.mask_idx >= len(masks):
             raise _stale(row.image_key, f"has no mask {source.mask_idx}")
+        if source.place_idx is not None:
+            if not _lies_within(source.box, view.box):
+                raise _stale(row.image_key, f"has no place {source.place_idx} at {tuple(source.box)}")
+            pixels = around_place(pixels, source.box, view.box)
         rle = None if source.is_whole_image else masks[source.mask_idx].rle
-        drawn.append(SourceView(pixels[view_idx], source.box, rle))
+        drawn.append(SourceView(pixels, source.box, rle))
     return SourceImage(row.path, row.width, row.height, tuple(drawn))
+
+
+def _lies_within(box: Box, other: Box) -> bool:
+    return other.x0 <= box.x0 < box.x1 <= other.x1 and other.y0 <= box.y0 < box.y1 <= other.y1
 
 
 def _stale(image_key: str, why: str) -> PipelineError:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.errors import PipelineError
 from pipeline.io import read_json
+from pipeline.report.tables import HEAD_TITLES
 from pipeline.validation import first_problem
 
 Content = TypeVar("Content")
@@ -31,7 +32,7 @@ class PhaseReport(_Report):
 
 
 class DistanceReport(_Report):
-    """Squared distances of the learned prototypes to the views that replaced them."""
+    """Distances of the learned prototypes to the views or places that they are shown by."""
 
     mean: float
     max: float
@@ -54,37 +55,43 @@ class PruneReport(_Report):
 
 
 class ProjectionReport(_Report):
-    """``project.json``."""
+    """``project.json``; of a black box, all counts are 0."""
 
     num_prototypes: int
     num_projected: int
-    num_distinct_views: int
-    distance_before: DistanceReport
-    val_accuracy: BeforeAfter
+    num_distinct_views: int  # or distinct places, for networks that compare places
+    distance_before: DistanceReport | None  # None where nothing was projected
+    val_accuracy: BeforeAfter | None  # None for a black box
     prune: PruneReport | None = None
+
+
+class NetworkSettings(_Report):
+    """What the page needs of the settings of a head."""
+
+    dim: int | None = None  # of prototypes that live in a space of features
 
 
 class NetworkDescription(_Report):
     """What the page needs of ``model.json``."""
 
+    head: str
     backbone: str
-    class_names: list[str]
-    dim: int
+    settings: NetworkSettings
 
 
 TrainSummary = dict[str, dict[str, PhaseReport]]
-"""``train/summary.json``: network (protomask, blackbox), phase (warmup, joint)."""
+"""``train/summary.json``: role (network; blackbox for one that was trained beside it), phase (warmup, joint)."""
 
 
-def read_metrics(path: Path) -> MetricsContent:
-    """Read ``metrics.json``.
+def read_metrics(path: Path, head: str) -> MetricsContent:
+    """Read ``metrics.json`` of a network with HEAD.
 
     Raises:
-        PipelineError: missing, damaged, or without the row ``protomask``.
+        PipelineError: missing, damaged, or without the row of that head.
     """
     metrics = _checked(path, TypeAdapter(MetricsContent).validate_python)
-    if "protomask" not in metrics:
-        raise PipelineError(f"{path} has no row `protomask`: run `dvc repro evaluate`")
+    if head not in metrics:
+        raise PipelineError(f"{path} has no row `{head}`: run `dvc repro evaluate`")
     return metrics
 
 
@@ -92,11 +99,11 @@ def read_train_summary(path: Path) -> TrainSummary:
     """Read ``train/summary.json``.
 
     Raises:
-        PipelineError: missing, damaged, or without the network ``protomask``.
+        PipelineError: missing, damaged, or without the entry ``network``.
     """
     summary = _checked(path, TypeAdapter(TrainSummary).validate_python)
-    if "protomask" not in summary:
-        raise PipelineError(f"{path} has no network `protomask`: run `dvc repro train`")
+    if "network" not in summary:
+        raise PipelineError(f"{path} has no entry `network`: run `dvc repro train`")
     return summary
 
 
@@ -119,12 +126,15 @@ def read_finetune(path: Path) -> PhaseReport:
 
 
 def read_network(path: Path) -> NetworkDescription:
-    """Read ``model.json`` of a ProtoMask network.
+    """Read ``model.json``.
 
     Raises:
-        PipelineError: missing, damaged, or of another kind of network.
+        PipelineError: missing, damaged, or of a kind of network that the report does not know.
     """
-    return _checked(path, TypeAdapter(NetworkDescription).validate_python)
+    network = _checked(path, TypeAdapter(NetworkDescription).validate_python)
+    if network.head not in HEAD_TITLES:
+        raise PipelineError(f"{path} is of a network `{network.head}`, which the report does not know: run `dvc repro`")
+    return network
 
 
 def read_curve(path: Path) -> list[tuple[int, float]]:

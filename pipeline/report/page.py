@@ -18,9 +18,9 @@ from pipeline.metrics.interface import Metric
 from pipeline.metrics.registry import METRICS, metric
 from pipeline.params import Params
 from pipeline.report import curves, inputs
-from pipeline.report.gallery import Card, count_usage, draw_cards, make_cards, read_prototypes
+from pipeline.report.gallery import Card, TestUsage, count_usage, draw_cards, make_cards, read_prototypes
 from pipeline.report.inputs import MetricsContent
-from pipeline.report.tables import ROW_TITLES, metric_title, render_value
+from pipeline.report.tables import BLACKBOX, FULL_TITLES, HEAD_TITLES, metric_title, render_value
 from pipeline.report.thumbnails import BOX_RGB, OUTLINE_RGB
 from pipeline.runtime import Runtime
 
@@ -36,10 +36,11 @@ _DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "neithe
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of the metrics table: a row of metrics.json."""
+    """A column of the metrics table: a row of metrics.json; ``is_baseline`` is the black box beside another network."""
 
     row: str
     title: str
+    is_baseline: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class TableLine:
-    """One metric; ``price`` is ProtoMask's value less the black box's."""
+    """One metric; ``price`` is the network's value less the black box's."""
 
     metric: Metric
     title: str
@@ -87,10 +88,10 @@ def write_report(
         dataset: folder with ``images.parquet``.
         masks: folder with ``masks.parquet``.
         crops: folder with shards.
-        final: the finished network with ``prototypes.parquet``.
+        final: the finished network, of any head, with ``prototypes.parquet``.
         results: what the stages from train to evaluate reported.
         out: replaced as a whole when everything is written.
-        params: report is used; all sections are shown.
+        params: report and compat are used; all sections are shown.
         runtime: workers.
 
     Returns:
@@ -100,43 +101,51 @@ def write_report(
         PipelineError: an input is missing, damaged or does not fit the others.
     """
     images = load_images(dataset)
-    metrics = inputs.read_metrics(results / "metrics.json")
+    network = inputs.read_network(final / "model.json")
+    metrics = inputs.read_metrics(results / "metrics.json", network.head)
     summary = inputs.read_train_summary(results / "train/summary.json")
     content = {
+        "network": network,
         "projection": inputs.read_projection(results / "project.json"),
         "finetune": inputs.read_finetune(results / "finetune.json"),
-        "network": inputs.read_network(final / "model.json"),
         "views": _views_per_image(crops / VIEWS_TABLE),
     }
-    charts = curves.training_charts(results / "train", summary)
-    rows = read_prototypes(final)
-    usage = count_usage(results / "per_image.parquet", [row["label"] for row in rows])
-    cards = make_cards(final, usage, rows)
+    charts = curves.training_charts(results / "train", summary, network.head)
+    rows = read_prototypes(final, network.head)
+    usage: TestUsage | None = None
+    cards: list[Card] = []
+    if rows:
+        usage = count_usage(results / "per_image.parquet", network.head, [row["label"] for row in rows])
+        cards = make_cards(usage, rows)
     with new_folder(out) as folder:
-        cards = draw_cards(
-            cards,
-            folder / PICTURES,
-            images=images,
-            masks=masks / "masks.parquet",
-            crops=crops,
-            thumbnail_px=params.report.thumbnail_px,
-            runtime=runtime,
-        )
+        if cards:
+            cards = draw_cards(
+                cards,
+                folder / PICTURES,
+                images=images,
+                masks=masks / "masks.parquet",
+                crops=crops,
+                splits=("train", "val") if params.compat.validate_on_test else ("train",),
+                thumbnail_px=params.report.thumbnail_px,
+                runtime=runtime,
+            )
         page = (
             _environment()
             .get_template("index.html.j2")
             .render(
                 **content,
+                title=HEAD_TITLES[network.head],
+                in_sentence=curves.in_sentence(network.head),
                 dataset_name=params.dataset.name,
                 num_classes=len(images.class_names),
                 num_per_split=_num_per_split(images),
-                headline=_headline(metrics),
-                columns=table_columns(metrics),
-                families=_by_family(table_lines(metrics)),
+                headline=_headline(metrics, network.head),
+                columns=table_columns(metrics, network.head),
+                families=_by_family(table_lines(metrics, network.head)),
                 metric_definitions=METRICS,
                 charts=charts,
                 plot=curves.PLOT,
-                training=_phases(summary),
+                training=_phases(summary, network.head),
                 usage=usage,
                 classes=_by_class(cards),
                 num_cards=len(cards),
@@ -169,23 +178,23 @@ def _environment() -> Environment:
     return environment
 
 
-def table_columns(metrics: MetricsContent) -> list[Column]:
-    """Order the columns: ProtoMask, the black box beside it, then ProtoMask's earlier states."""
-    order = ["protomask", "blackbox", *(row for row in ROW_TITLES if row not in ("protomask", "blackbox"))]
-    titles = {
-        row: f"ProtoMask {title.removeprefix('- ')}" if title.startswith("- ") else title
-        for row, title in ROW_TITLES.items()
-    }
-    return [Column(row, titles[row]) for row in order if row in metrics]
+def table_columns(metrics: MetricsContent, head: str) -> list[Column]:
+    """Order the columns: the network with HEAD, the black box beside it, then the network's earlier states."""
+    rows = [head, BLACKBOX, *(row for row in FULL_TITLES if row.startswith(f"{head}_"))]
+    return [
+        Column(row, FULL_TITLES[row], is_baseline=row == BLACKBOX != head)
+        for row in dict.fromkeys(rows)
+        if row in metrics
+    ]
 
 
-def table_lines(metrics: MetricsContent) -> list[TableLine]:
+def table_lines(metrics: MetricsContent, head: str) -> list[TableLine]:
     """Lay out the metrics table in the order of :func:`table_columns`.
 
     The best value of a line is marked where at least two columns have one and they differ as rendered; all columns
     come from the same test images, so they are comparable.
     """
-    rows = [column.row for column in table_columns(metrics)]
+    rows = [column.row for column in table_columns(metrics, head)]
     lines = []
     for declared in METRICS:
         values = {row: metrics[row].get(declared.family, {}).get(declared.key) for row in rows}
@@ -197,7 +206,7 @@ def table_lines(metrics: MetricsContent) -> list[TableLine]:
                 title=metric_title(declared),
                 direction=_DIRECTIONS[declared.direction],
                 cells=tuple(Cell(text, text == best) for text in texts),
-                price=_difference(declared, values["protomask"], values.get("blackbox")),
+                price=_difference(declared, values[head], values.get(BLACKBOX)),
             )
         )
     return lines
@@ -226,23 +235,25 @@ def _by_family(lines: list[TableLine]) -> dict[str, list[TableLine]]:
     return families
 
 
-def _headline(metrics: MetricsContent) -> dict[str, str | None]:
-    """Balanced accuracy of both networks and their difference, rendered; None without a black box."""
+def _headline(metrics: MetricsContent, head: str) -> dict[str, str | None]:
+    """Balanced accuracy of both networks and their difference, rendered; None without a black box beside."""
     declared = metric("classification", "balanced_accuracy")
-    own, other = (metrics.get(row, {}).get(declared.family, {}).get(declared.key) for row in ("protomask", "blackbox"))
+    own, other = (metrics.get(row, {}).get(declared.family, {}).get(declared.key) for row in (head, BLACKBOX))
+    if head == BLACKBOX:
+        other = None
     return {
-        "protomask": render_value(declared, own),
+        "own": render_value(declared, own),
         "blackbox": None if other is None else render_value(declared, other),
         "difference": None if other is None else _difference(declared, own, other),
     }
 
 
-def _phases(summary: inputs.TrainSummary) -> list[dict[str, Any]]:
+def _phases(summary: inputs.TrainSummary, head: str) -> list[dict[str, Any]]:
     return [
-        {"network": network_title, "phase": phase_title, "report": summary[network][phase]}
-        for network, network_title in curves.NETWORK_TITLES.items()
+        {"network": HEAD_TITLES[kind], "phase": phase_title, "report": summary[role][phase]}
+        for role, kind in curves.heads_by_role(head, summary).items()
         for phase, phase_title in curves.PHASE_TITLES.items()
-        if phase in summary.get(network, {})
+        if phase in summary[role]
     ]
 
 

@@ -11,12 +11,32 @@ from pipeline.io import new_file
 from pipeline.metrics.interface import Metric
 from pipeline.metrics.registry import METRICS
 
-ROW_TITLES = {
+HEAD_TITLES = {
     "protomask": "ProtoMask",
-    "protomask_projected": "- before fine-tuning",
-    "protomask_trained": "- before projection",
+    "protopnet": "ProtoPNet",
+    "pipnet": "PIP-Net",
+    "protopool": "ProtoPool",
     "blackbox": "Black box",
 }
+"""What each ``model.head`` is called, in the order of tables."""
+BLACKBOX = "blackbox"  # the head without prototypes, which has no earlier states
+_STATES = {"projected": "before fine-tuning", "trained": "before projection"}
+
+
+def _titles_of_rows(form: str) -> dict[str, str]:
+    """Title every row that metrics.json may have; FORM makes the titles of earlier states."""
+    titles = {}
+    for head, network in HEAD_TITLES.items():
+        titles[head] = network
+        for state, when in _STATES.items() if head != BLACKBOX else ():
+            titles[f"{head}_{state}"] = form.format(network=network, when=when)
+    return titles
+
+
+ROW_TITLES = _titles_of_rows("- {when}")
+"""The rows of metrics.json, in the order of tables: earlier states stand after their network."""
+FULL_TITLES = _titles_of_rows("{network} {when}")
+"""The same for where they may stand elsewhere."""
 ABSENT = "–"
 _ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 _LATEX = str.maketrans(
@@ -126,4 +146,8 @@ def latex_text(text: str) -> str:
 
 
 def _emphasised(frame: pd.DataFrame, bold: Bool[np.ndarray, "line column"] | None, form: str) -> pd.DataFrame:
-    return frame if bold is None else frame.mask(bold, frame.map(form.format))
+    if bold is None:
+        return frame
+    # by position: nothing says that columns have different names
+    emphasised: pd.DataFrame = pd.DataFrame(np.where(bold, frame.map(form.format), frame), columns=frame.columns)
+    return emphasised

@@ -1,5 +1,8 @@
 """Small pictures of prototypes: the photograph with the mask and the box of the view drawn on it, and the view.
 
+Where places of a view's feature grid are compared, the box is that of the place, and the view is cut to its
+neighbourhood.
+
 Nothing heavy is imported here: worker processes do.
 """
 
@@ -27,12 +30,12 @@ class SourceView:
     """A view to be drawn.
 
     Attributes:
-        pixels: the view as the network sees it, RGB.
-        box: what it shows; half-open, image pixels.
+        pixels: the view as the network sees it, or the part of it around a place; RGB.
+        box: what the view shows, or what lies under the place; half-open, image pixels.
         rle: the mask, as stored; None for the whole image.
     """
 
-    pixels: UInt8[np.ndarray, "side side 3"]
+    pixels: UInt8[np.ndarray, "height width 3"]
     box: Box
     rle: bytes | None
 
@@ -91,6 +94,30 @@ def shrunk(image: UInt8[np.ndarray, "height width 3"], side_px: int) -> UInt8[np
         return image
     size = (max(1, round(scale * width)), max(1, round(scale * height)))
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+
+
+def around_place(
+    view: UInt8[np.ndarray, "height width 3"], place: Box, shown: Box
+) -> UInt8[np.ndarray, "new_height new_width 3"]:
+    """Cut VIEW to a cell of its feature grid and one cell around it, as far as the view reaches.
+
+    Args:
+        view: as the network sees it; not changed.
+        place: what lies under the cell; image pixels, within SHOWN.
+        shown: what the view shows; image pixels.
+    """
+    height, width = view.shape[:2]
+    x0, x1 = _stretch(place.x0, place.x1, shown.x0, shown.x1, width)
+    y0, y1 = _stretch(place.y0, place.y1, shown.y0, shown.y1, height)
+    return view[y0:y1, x0:x1]
+
+
+def _stretch(start: int, end: int, shown_start: int, shown_end: int, num_px: int) -> tuple[int, int]:
+    """Grow [start, end) by its length on both sides and say which of the NUM_PX pixels it covers, at least one."""
+    length, scale = end - start, num_px / (shown_end - shown_start)
+    first = min(round(scale * max(start - length - shown_start, 0)), num_px - 1)
+    last = min(round(scale * (end + length - shown_start)), num_px)
+    return first, max(last, first + 1)
 
 
 def with_outline_and_box(

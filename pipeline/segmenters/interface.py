@@ -18,7 +18,7 @@ class Picture:
     """One image as a segmenter gets it.
 
     Attributes:
-        image: RGB.
+        image: RGB (BGR on purpose inside :class:`pipeline.segmenters.SegmenterOfBgr`).
         object_box: box of the labelled object in image pixels, where the data set has one.
         image_key: the image's name in the data set.
     """

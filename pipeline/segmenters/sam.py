@@ -30,7 +30,8 @@ _OURS = {"model_type", "batched", "cuda_precision", "images_per_batch", "points_
 class SamSegmenter(Segmenter):
     """The package's own masks; score is the predicted IoU.
 
-    Deviation: the paper's code gives the network BGR images; here it gets RGB, which it was trained on.
+    Deviation: the authors' code gives the network BGR images; here it gets RGB, which it was trained on, unless
+    ``compat.bgr_masks`` is true (DEVIATIONS.md A12).
     """
 
     holds_device = True

@@ -18,6 +18,8 @@ class Sam2Segmenter(Segmenter):
 
     ``min_mask_region_area`` needs the package's compiled CUDA extension; where that is missing, the package warns and
     leaves masks as they are.
+
+    Deviation: as with SAM, RGB images unless ``compat.bgr_masks`` is true (DEVIATIONS.md A12).
     """
 
     holds_device = True

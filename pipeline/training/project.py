@@ -10,18 +10,22 @@ import torch
 
 from pipeline.artifacts import PROTOTYPES, write_table
 from pipeline.data.bags import BagReader
+from pipeline.data.boxes import Box
 from pipeline.errors import PipelineError
 from pipeline.io import new_folder
-from pipeline.model.files import load_protomask, save_model
-from pipeline.model.network import ProtoMask
-from pipeline.model.prototypes import squared_distance
-from pipeline.params import Params, PruneParams
+from pipeline.model.files import load_model, save_model
+from pipeline.model.network import PrototypeNetwork
+from pipeline.model.protomask import ProtoMask
+from pipeline.params import Params, ProjectParams, PruneParams
 from pipeline.runtime import Runtime
-from pipeline.training.embedding import iterate_pooled, pooled_features
+from pipeline.training.embedding import accuracy_of, encoded_views, iterate_encoded, outputs
 from pipeline.training.nearest import EmbeddedBag
-from pipeline.training.projection import Projection, project
+from pipeline.training.projection import Projection, last_batches, project
+from pipeline.training.prototype_rows import prototype_rows
 from pipeline.training.pruning import Pruning, prune, without_pruned
-from pipeline.training.run import check_classes, prepare
+from pipeline.training.readers import check_classes, open_splits
+from pipeline.training.seeding import prepare
+from pipeline.training.shared_projection import nearest_elements
 
 _log = logging.getLogger(__name__)
 
@@ -29,12 +33,16 @@ _log = logging.getLogger(__name__)
 def write_projection(crops: Path, trained: Path, out: Path, *, params: Params, runtime: Runtime) -> dict[str, Any]:
     """Project the prototypes of a trained network onto training views, and prune them where the params say so.
 
+    Prototypes over views, or over places of the feature grid, become the nearest one of their class; those that classes
+    share, the nearest one of a class that uses them; PIP-Net's stay what they are and are shown by the one in which
+    they are most present. A black box has none and is handed on.
+
     Args:
         crops: folder with shards.
         trained: folder of the trained network.
         out: gets ``model.*`` and ``prototypes.parquet``, both with the survivors only, numbered from 0.
-        params: seed and project are used.
-        runtime: device and workers.
+        params: seed, project and compat are used.
+        runtime: device, workers and cache.
 
     Returns:
         Counts, distances, and validation accuracy before and after; what pruning did, None where it is off.
@@ -43,35 +51,37 @@ def write_projection(crops: Path, trained: Path, out: Path, *, params: Params, r
         PipelineError: TRAINED is on other classes, or no prototype would be left.
     """
     prepare(params.seed)
-    network, description = load_protomask(trained)
+    network, description = load_model(trained)
     class_names: list[str] = description["class_names"]
-    training = BagReader(crops, "train")
-    validation = BagReader(crops, "val")
+    training, validation = open_splits(crops, type(network), params.compat)
     check_classes(training, class_names, trained)
-    pooled_val = pooled_features(network.backbone, validation, runtime=runtime, what="features of val")[:, 0]
-    before = _accuracy(network, pooled_val, validation)
-    bags: Iterable[EmbeddedBag] = _embedded(network, training, runtime)
-    if params.project.prune.enabled:
-        bags = list(bags)  # needed once more; fine-tuning keeps more of every view
-    projection = project(
-        network.prototypes.detach(),
-        network.prototype_labels,
-        bags,
-        distinct_views=params.project.distinct_views,
-    )
-    with torch.no_grad():
-        network.prototypes.copy_(projection.prototypes)
-    rows = _rows(network, projection, training, class_names, runtime)
-    report = _report(rows) | {
-        "val_accuracy": {"before": before, "after": _accuracy(network, pooled_val, validation)},
-        "prune": None,
-    }
-    if params.project.prune.enabled:
-        pruning = _prune(network, bags, params.project.prune)
-        network = without_pruned(network, pruning.kept)
-        accuracy = _accuracy(network, pooled_val, validation)
-        report["prune"] = _pruning_report(pruning, rows, class_names) | {"val_accuracy": accuracy}
-        rows = [rows[old] | {"prototype_idx": new} for new, old in enumerate(pruning.kept.tolist())]
+    rows: list[dict[str, Any]] = []
+    report: dict[str, Any] = _report(rows) | {"val_accuracy": None, "prune": None}
+    if isinstance(network, PrototypeNetwork):
+        encoded_val = encoded_views(network, validation, runtime=runtime, what="features of val")[0]
+        before = _accuracy(network, encoded_val, validation)
+        bags: Iterable[EmbeddedBag] = _embedded(network, training, runtime)
+        if params.compat.project_last_batch:
+            bags = last_batches(bags, training.image_keys, training.labels)
+        if params.project.prune.enabled:
+            bags = list(bags)  # needed once more; fine-tuning keeps more of every view
+        projection = _project(network, bags, params.project)
+        if network.is_projected:
+            with torch.no_grad():
+                network.prototypes.copy_(projection.prototypes)
+        rows = _rows(network, projection, training, class_names, runtime)
+        report = _report(rows) | {
+            "val_accuracy": {"before": before, "after": _accuracy(network, encoded_val, validation)},
+            "prune": None,
+        }
+        if params.project.prune.enabled:
+            if not isinstance(network, ProtoMask):
+                raise PipelineError(f"params.yaml: project.prune is for model.head protomask, not {network.head}")
+            pruning = _prune(network, bags, params.project.prune)
+            network = without_pruned(network, pruning.kept)
+            accuracy = _accuracy(network, encoded_val, validation)
+            report["prune"] = _pruning_report(pruning, rows, class_names) | {"val_accuracy": accuracy}
+            rows = [rows[old] | {"prototype_idx": new} for new, old in enumerate(pruning.kept.tolist())]
     with new_folder(out) as folder:
         save_model(folder, network, class_names=class_names, size_px=description["size_px"])
         write_table(folder / "prototypes.parquet", rows, PROTOTYPES)
@@ -84,10 +94,20 @@ def write_projection(crops: Path, trained: Path, out: Path, *, params: Params, r
     return report
 
 
+def _project(network: PrototypeNetwork, bags: Iterable[EmbeddedBag], params: ProjectParams) -> Projection:
+    network.cpu()
+    if network.is_shared:
+        vectors = network.prototypes.detach()
+        if not network.is_projected:  # the features found are not kept, so neither is the vector of what found none
+            vectors = torch.empty(len(vectors), len(vectors))
+        return nearest_elements(network.distances, network.owners(), bags, prototypes=vectors)
+    return project(network.prototypes.detach(), network.prototype_classes(), bags, distinct_views=params.distinct_views)
+
+
 def _report(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Count the rows of ``prototypes.parquet``; a duplicate is a prototype whose view an earlier one has as well."""
     projected = [row for row in rows if row["image_key"] is not None]
-    num_distinct = len({(row["image_key"], row["view_idx"]) for row in projected})
+    num_distinct = len({(row["image_key"], row["view_idx"], row["place_idx"]) for row in projected})
     return {
         "num_prototypes": len(rows),
         "num_projected": len(projected),
@@ -98,7 +118,9 @@ def _report(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _mean_and_max(distances: list[float]) -> dict[str, float]:
+def _mean_and_max(distances: list[float]) -> dict[str, float] | None:
+    if not distances:
+        return None
     values = torch.tensor(distances)
     return {"mean": round(values.mean().item(), 6), "max": round(values.max().item(), 6)}
 
@@ -140,49 +162,69 @@ def _pruning_report(pruning: Pruning, rows: Sequence[Mapping[str, Any]], class_n
     }
 
 
-def _embedded(network: ProtoMask, reader: BagReader, runtime: Runtime) -> Iterator[EmbeddedBag]:
+def _embedded(network: PrototypeNetwork, reader: BagReader, runtime: Runtime) -> Iterator[EmbeddedBag]:
     bags = iter(zip(reader.image_keys, reader.labels, reader.lengths, strict=True))
-    for pooled in iterate_pooled(network.backbone, reader, runtime=runtime, what="features of train"):
+    for encoded, *_ in iterate_encoded(network, reader, runtime=runtime, what="features of train"):
         start = 0
+        per_view = network.elements_per_view(encoded)
         with torch.no_grad():
-            features = network.cpu().features_of_pooled(pooled[:, 0])
+            network.cpu()
+            features = network.features_of(encoded)
+            network.backbone.to(runtime.torch_device)
         while start < len(features):
             ((image_key, label, length),) = islice(bags, 1)
-            yield EmbeddedBag(image_key, label, features[start : start + length].clone())
-            start += length
-        network.backbone.to(runtime.torch_device)
+            yield EmbeddedBag(image_key, label, features[start : start + length * per_view].clone())
+            start += length * per_view
 
 
-@torch.no_grad()
-def _accuracy(network: ProtoMask, pooled: torch.Tensor, reader: BagReader) -> float:
-    network.cpu().eval()
-    output = network.classify(network.features_of_pooled(pooled), torch.tensor(reader.lengths))
-    return round((output.logits.argmax(dim=1) == torch.tensor(reader.labels)).float().mean().item(), 6)
+def _accuracy(network: PrototypeNetwork, encoded: torch.Tensor, reader: BagReader) -> float:
+    return accuracy_of(outputs(network, encoded, reader.lengths).logits, reader.labels)
 
 
 @torch.no_grad()
 def _rows(
-    network: ProtoMask, projection: Projection, reader: BagReader, class_names: list[str], runtime: Runtime
+    network: PrototypeNetwork, projection: Projection, reader: BagReader, class_names: list[str], runtime: Runtime
 ) -> list[dict[str, Any]]:
     """Describe each prototype; its source view is embedded anew, as whoever loads the model will."""
     network.to(runtime.torch_device).eval()
     position = {image_key: bag_idx for bag_idx, image_key in enumerate(reader.image_keys)}
     rows: list[dict[str, Any]] = []
-    for idx, (label, source) in enumerate(zip(network.prototype_labels.tolist(), projection.sources, strict=True)):
-        row: dict[str, Any] = dict.fromkeys(PROTOTYPES.names)
-        row |= {"prototype_idx": idx, "label": label, "class_name": class_names[label]}
+    for idx, (known, source) in enumerate(zip(prototype_rows(network, class_names), projection.sources, strict=True)):
+        row: dict[str, Any] = dict.fromkeys(PROTOTYPES.names) | known
         if source is not None:
             bag_idx = position[source.image_key]
-            view = reader.rows(bag_idx)[source.view_idx]
-            pixels = torch.from_numpy(reader.views(bag_idx)[source.view_idx]).permute(2, 0, 1)[None]
-            feature = network.features(pixels.to(runtime.torch_device))
+            pixels = torch.from_numpy(reader.views(bag_idx)).permute(0, 3, 1, 2)
+            encoded = network.encode(pixels.to(runtime.torch_device))
+            view_idx, place_idx = divmod(source.view_idx, network.elements_per_view(encoded))
+            view = reader.rows(bag_idx)[view_idx]
+            distance = network.distances(network.features_of(encoded)[source.view_idx][None])
             row |= {
                 "image_key": source.image_key,
-                "view_idx": source.view_idx,
+                "view_idx": view.view_idx,
+                "place_idx": place_idx if network.grid else None,
                 "mask_idx": view.mask_idx,
-                "box": list(view.box),
+                "box": list(box_of_place(view.box, place_idx, encoded.shape[2:]) if network.grid else view.box),
                 "distance_before": source.distance_before,
-                "distance_after": squared_distance(feature, network.prototypes[idx : idx + 1]).item(),
+                "distance_after": distance[0, idx].item(),
             }
         rows.append(row)
     return rows
+
+
+def box_of_place(view: Box, place_idx: int, grid: Sequence[int]) -> Box:
+    """Find the part of the image that lies under one place of a view's feature grid.
+
+    Args:
+        view: what the view shows; image pixels.
+        place_idx: row by row.
+        grid: rows and columns.
+
+    Returns:
+        At least one pixel. The network sees more than that of it: its receptive field.
+    """
+    row, column = divmod(place_idx, grid[1])
+    x0 = view.x0 + column * view.width_px // grid[1]
+    y0 = view.y0 + row * view.height_px // grid[0]
+    x1 = view.x0 + (column + 1) * view.width_px // grid[1]
+    y1 = view.y0 + (row + 1) * view.height_px // grid[0]
+    return Box(x0, y0, max(x1, x0 + 1), max(y1, y0 + 1))

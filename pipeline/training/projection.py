@@ -6,7 +6,7 @@ other classes, all but a small part, are never needed. Memory is bounded in the 
 best few views are kept.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.model.prototypes import squared_distance
 from pipeline.training.nearest import EmbeddedBag, Name, Nearest, in_batches, merge
 
+_AUTHORS_BATCH = 16  # images
 _VALUES_PER_BATCH = 2**23  # of features: 32 MiB; larger batches mean fewer, larger matrices
 
 
@@ -85,6 +86,25 @@ def project(
             for item, value in zip(chosen.tolist(), distance.tolist(), strict=True)
         ),
     )
+
+
+def last_batches(
+    bags: Iterable[EmbeddedBag], image_keys: Sequence[str], labels: Sequence[int]
+) -> Iterator[EmbeddedBag]:
+    """Pass on the bags among which the authors' code looks for sources (``compat.project_last_batch``).
+
+    Its minimum starts anew in every batch of the loader, which is sorted by class (DEVIATIONS.md A1): what remains is
+    the last batch that holds the class.
+
+    Args:
+        bags: the training split.
+        image_keys: of all of its images.
+        labels: of all of its images.
+    """
+    order = sorted(range(len(labels)), key=lambda idx: (labels[idx], image_keys[idx]))
+    batch_of = {image_keys[idx]: position // _AUTHORS_BATCH for position, idx in enumerate(order)}
+    last = {labels[idx]: position // _AUTHORS_BATCH for position, idx in enumerate(order)}
+    return (bag for bag in bags if batch_of[bag.image_key] == last[bag.label])
 
 
 def _nearest_views(

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.model.network import ProtoMask
+from pipeline.model.heads import make
+from pipeline.model.protomask import ProtoMask
 from pipeline.model.prototypes import squared_distance
 from pipeline.training.nearest import EmbeddedBag, Nearest, in_batches, merge
 
@@ -87,13 +88,10 @@ def without_pruned(network: ProtoMask, kept: Int[Tensor, " kept"]) -> ProtoMask:
 
     Their vectors, classes and columns of the last layer stay bit for bit what they are.
     """
-    smaller = ProtoMask(
-        network.backbone,
-        dim=network.prototypes.shape[1],
-        prototype_labels=network.prototype_labels[kept],
-        num_classes=len(network.last_layer.weight),
-        epsilon=network.epsilon,
-    ).to(network.prototypes.device)
+    settings = network.settings() | {"prototype_labels": network.prototype_labels[kept].tolist()}
+    smaller = make(network.head, network.backbone, len(network.last_layer.weight), settings)
+    assert isinstance(smaller, ProtoMask)
+    smaller = smaller.to(network.prototypes.device)
     smaller.add_on.load_state_dict(network.add_on.state_dict())
     smaller.prototypes.copy_(network.prototypes[kept])
     smaller.last_layer.weight.copy_(network.last_layer.weight[:, kept])

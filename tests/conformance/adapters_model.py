@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from pipeline.metrics.compactness import weight_metrics
 from pipeline.model.backbone import Backbone
 from pipeline.model.losses import finetune_loss, joint_loss
-from pipeline.model.network import BagOutput, ProtoMask
+from pipeline.model.network import BagOutput
+from pipeline.model.protomask import ProtoMask
 from pipeline.model.prototypes import log_similarity, squared_distance
 from pipeline.params import LossParams
 from pipeline.training.nearest import EmbeddedBag

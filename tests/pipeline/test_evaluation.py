@@ -12,8 +12,9 @@ from pipeline.evaluation import evaluate
 from pipeline.io import read_json
 from pipeline.metrics.registry import METRICS
 from pipeline.model.backbone import Backbone
-from pipeline.model.files import load_blackbox, load_protomask, save_model
-from pipeline.model.network import BlackBox, ProtoMask
+from pipeline.model.blackbox import BlackBox
+from pipeline.model.files import load_model, save_model
+from pipeline.model.protomask import ProtoMask
 from pipeline.params import EvaluateParams, Params
 from pipeline.runtime import Runtime
 from pipeline.training import embedding
@@ -132,7 +133,7 @@ def rows_of(results, row):
 
 def similarities_of(crops, folder):
     """Similarity and nearest view of every image and prototype, bag by bag through the whole network."""
-    network, _ = load_protomask(folder)
+    network, _ = load_model(folder)
     reader = BagReader(crops, "test")
     similarity, view, logits = [], [], []
     for bag_idx in range(len(reader)):
@@ -140,7 +141,7 @@ def similarities_of(crops, folder):
         with torch.no_grad():
             output = network(pixels, torch.tensor([len(pixels)]))
         similarity.append(output.similarity[0].numpy())
-        view.append(output.view[0].numpy())
+        view.append(output.element[0].numpy())
         logits.append(output.logits[0].numpy())
     return np.stack(similarity), np.stack(view), np.stack(logits)
 
@@ -200,11 +201,12 @@ def test_the_rows_per_image_are_what_the_network_says_of_each_bag_alone(crops, m
 
 
 def test_a_black_box_sees_the_whole_image_and_has_no_prototypes(crops, models, results):
-    network, _ = load_blackbox(models / "trained" / "blackbox")
+    network, _ = load_model(models / "trained" / "blackbox")
     reader = BagReader(crops, "test", views="whole")
     for idx, entry in enumerate(rows_of(results, "blackbox")):
         with torch.no_grad():
-            logits = network(torch.from_numpy(reader.views(idx)).permute(0, 3, 1, 2))[0]
+            encoded = network.encode(torch.from_numpy(reader.views(idx)).permute(0, 3, 1, 2))
+            logits = network.logits_of(encoded, torch.tensor([1]))[0]
         assert entry["predicted"] == logits.argmax().item()
         assert entry["confidence"] == pytest.approx(torch.softmax(logits, 0).max().item(), rel=1e-3)
         assert entry["top_prototypes"] is entry["top_similarities"] is entry["top_views"] is None
@@ -212,7 +214,7 @@ def test_a_black_box_sees_the_whole_image_and_has_no_prototypes(crops, models, r
 
 def test_compactness_and_contrastivity_are_those_of_plain_loops(crops, models, results):
     similarity, _, _ = similarities_of(crops, models / "final")
-    network, _ = load_protomask(models / "final")
+    network, _ = load_model(models / "final")
     weight, prototypes = network.last_layer.weight.detach().numpy(), network.prototypes.detach().numpy()
     scores = read_json(results / "metrics.json")["protomask"]
     local = [sum(value > 0.1 * max(row) for value in row) for row in similarity]

@@ -20,6 +20,7 @@ from pipeline.table import (
     group_runs,
     parse_seeds,
     render_statistic,
+    rows_across,
     statistic,
     titles_of,
 )
@@ -40,6 +41,27 @@ def run_of(seed, accuracy=0.5, *, blackbox=None, ratio=None, **recipe):
 def summary_of(*runs, metrics=METRICS):
     groups = group_runs(runs)
     return Summary(groups, metrics, chosen_rows(None, groups))
+
+
+def run_of_head(head, seed, accuracy, *, blackbox=None, **recipe):
+    """A run as the evaluation describes it: earlier states beside the network, perhaps a black box."""
+    states = [head] if head == "blackbox" else [head, f"{head}_projected", f"{head}_trained"]
+    metrics = {row: {"classification": {"accuracy": accuracy + idx / 100}} for idx, row in enumerate(states)}
+    if blackbox is not None:
+        metrics["blackbox"] = {"classification": {"accuracy": blackbox}}
+    return Run(f"{head} {seed}", seed, {"command of train": "train", "model.head": head} | recipe, metrics)
+
+
+def across(*runs, rows=None, metrics=METRICS):
+    groups = group_runs(runs)
+    chosen = chosen_rows(rows, groups)
+    return Summary(groups, metrics, chosen, across=rows_across(rows, chosen))
+
+
+def heads_of(markdown):
+    """The column titles of every table."""
+    lines = [line for line in markdown.splitlines() if line.startswith("| family")]
+    return [[cell.strip() for cell in line.strip("|").split("|")][2:] for line in lines]
 
 
 def cells_of(markdown):
@@ -190,6 +212,101 @@ def test_the_latex_tables_are_captioned_booktabs_tables_without_loose_specials()
     assert text.isascii()
 
 
+def test_a_group_is_shown_by_the_rows_it_has():
+    runs = [run_of_head("pipnet", 0, 0.5), run_of_head("protomask", 0, 0.25, blackbox=0.75)]
+    text = summary_of(*runs).markdown()
+    assert heads_of(text) == [
+        ["PIP-Net", "- before fine-tuning", "- before projection"],
+        ["ProtoMask", "- before fine-tuning", "- before projection", "Black box"],
+    ]
+    assert text.startswith("model.head=pipnet. 1 run (seed 0)\n")
+    groups = group_runs(runs)
+    text = Summary(groups, METRICS, chosen_rows("blackbox", groups)).markdown()
+    assert heads_of(text) == [["Black box"]]
+
+
+# one table across groups
+
+
+def test_across_groups_each_network_is_a_column_in_the_order_of_heads():
+    runs = [
+        run_of_head(head, seed, accuracy + seed / 10)
+        for head, accuracy in (("pipnet", 0.5), ("protomask", 0.6), ("protopool", 0.3))
+        for seed in (0, 1)
+    ]
+    text = across(*runs).markdown()
+    assert heads_of(text) == [["ProtoMask", "PIP-Net", "ProtoPool"]]
+    assert cells_of(text) == [
+        ["classification", "Accuracy % ↑", "**65.00 ± 7.07**", "55.00 ± 7.07", "35.00 ± 7.07"],
+    ]
+    assert text.startswith("Mean ± sample standard deviation of 2 runs each (seeds 0, 1)\n")
+
+
+def test_an_earlier_state_is_in_the_table_only_when_it_is_asked_for_and_is_not_the_best_unseen():
+    runs = [run_of_head("protomask", 0, 0.5), run_of_head("protopnet", 0, 0.4)]
+    assert cells_of(across(*runs).markdown())[0][2:] == ["**50.00**", "40.00"]
+    text = across(*runs, rows="protomask,protomask_trained,protopnet").markdown()
+    assert heads_of(text) == [["ProtoMask", "ProtoMask before projection", "ProtoPNet"]]
+    assert cells_of(text)[0][2:] == ["50.00", "**52.00**", "40.00"]
+
+
+def test_black_boxes_that_are_equal_in_all_groups_are_one_column():
+    runs = [
+        run_of_head(head, seed, 0.5, blackbox=0.7 + seed / 10) for head in ("protomask", "protopnet") for seed in (0, 1)
+    ]
+    runs += [run_of_head("blackbox", seed, 0.7 + seed / 10) for seed in (0, 1)]
+    text = across(*runs).markdown()
+    assert heads_of(text) == [["ProtoMask", "ProtoPNet", "Black box"]]
+    assert cells_of(text)[0][2:] == ["50.00 ± 0.00", "50.00 ± 0.00", "**75.00 ± 7.07**"]
+
+
+def test_black_boxes_that_differ_are_a_column_each_and_say_of_which_group():
+    runs = [run_of_head("protomask", 0, 0.5, blackbox=0.7), run_of_head("protopnet", 0, 0.5, blackbox=0.8)]
+    runs += [run_of_head("pipnet", 0, 0.5)]
+    text = across(*runs).markdown()
+    assert heads_of(text) == [
+        ["ProtoMask", "ProtoPNet", "PIP-Net", "Black box (model.head=protomask)", "Black box (model.head=protopnet)"]
+    ]
+    assert cells_of(text)[0][2:] == ["50.00", "50.00", "50.00", "70.00", "**80.00**"]
+
+
+def test_columns_of_one_network_say_what_sets_them_apart_from_each_other_only():
+    runs = [run_of_head("protomask", 0, 0.5, **{"model.dim": dim}) for dim in ("64", "128")]
+    runs += [run_of_head("pipnet", 0, 0.5, **{"model.dim": "64"})]
+    assert heads_of(across(*runs).markdown()) == [["ProtoMask (model.dim=64)", "ProtoMask (model.dim=128)", "PIP-Net"]]
+
+
+def test_the_caption_across_names_the_seeds_of_each_column_where_they_differ():
+    runs = [run_of_head("protomask", seed, 0.5) for seed in (0, 1)] + [run_of_head("pipnet", 4, 0.5)]
+    caption = across(*runs).markdown().splitlines()[0]
+    assert caption == "Mean ± sample standard deviation over runs. ProtoMask: seeds 0, 1; PIP-Net: seed 4"
+    assert across(runs[0]).markdown().splitlines()[0] == "1 run (seed 0)"
+
+
+def test_a_column_counts_the_runs_of_its_own_group():
+    runs = [run_of_head("protomask", seed, 0.5) for seed in (0, 1, 2)] + [run_of_head("pipnet", 0, 0.5)]
+    runs[0].metrics["protomask"]["classification"]["accuracy"] = None
+    text = across(*runs).markdown()
+    assert cells_of(text)[0][2:] == ["50.00 ± 0.00 (n=2)", "50.00"]
+    assert "where fewer runs have a metric" in text
+
+
+def test_a_row_without_values_of_the_chosen_metrics_is_no_column():
+    runs = [run_of(0, 0.5, blackbox=0.75, ratio=2.0), run_of(0, 0.5, blackbox=0.75, key="other")]
+    assert heads_of(across(*runs, metrics=(RATIO,)).markdown()) == [["ProtoMask"]]
+    with pytest.raises(PipelineError, match="--across"):
+        across(runs[1], metrics=(RATIO,))
+
+
+def test_the_csv_is_the_same_across_groups_and_the_latex_is_one_table():
+    runs = [run_of_head("protomask", 0, 0.5, blackbox=0.7), run_of_head("pipnet", 0, 0.6, blackbox=0.7)]
+    assert across(*runs).csv() == summary_of(*runs).csv()
+    text = across(*runs).latex()
+    assert text.count(r"\begin{table}") == 1
+    assert r"family & metric & ProtoMask & PIP-Net & Black box \\" in text
+    assert r"\textbf{70.00}" in text
+
+
 # what is asked for
 
 
@@ -237,6 +354,7 @@ def test_what_names_no_seeds_is_refused(text):
         (["--seeds", "2", "--rev", "main"], "give one of them"),
         (["-S", "model.dim=3"], "give --seeds, too"),
         (["--metrics", "nonsense"], "--metrics nonsense"),
+        (["--across"], "is no DVC project"),
     ],
 )
 def test_a_call_that_cannot_be_answered_is_one_line(tmp_path, monkeypatch, args, message):
@@ -246,3 +364,21 @@ def test_a_call_that_cannot_be_answered_is_one_line(tmp_path, monkeypatch, args,
     (line,) = result.output.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_help_says_how_to_compare_networks():
+    words = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output.split())
+    assert "--seeds 3 -S model.head=pipnet" in words
+    assert "python -m pipeline.table --across" in words
+
+
+def test_the_option_across_makes_one_table_and_leaves_the_csv_as_it_is(tmp_path, monkeypatch):
+    runs = [run_of_head("protomask", 0, 0.5), run_of_head("pipnet", 0, 0.6)]
+    monkeypatch.setattr("pipeline.table.runs_here", lambda root: runs)
+    for name, options in (("groups", []), ("across", ["--across"])):
+        result = CliRunner().invoke(app, ["--out", str(tmp_path / name), *options])
+        assert result.exit_code == 0, result.output
+    groups, one = ((tmp_path / name / "table.md").read_text() for name in ("groups", "across"))
+    assert len(heads_of(groups)) == 2
+    assert heads_of(one) == [["ProtoMask", "PIP-Net"]]
+    assert (tmp_path / "groups/table.csv").read_bytes() == (tmp_path / "across/table.csv").read_bytes()

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from pipeline.artifacts import IMAGES, write_table
 from pipeline.data.bags import BagReader
-from pipeline.data.boxes import box_of_mask
+from pipeline.data.boxes import Box, box_of_mask
 from pipeline.data.masks import MaskTableWriter, StoredMask, encode_mask
 from pipeline.io import read_json, sha256_of
 from pipeline.params import Params
@@ -103,6 +103,26 @@ def test_the_section_crops_of_the_params_shapes_the_views(project):
     project.params["crops"].update(size_px=48, whole_image=False)
     assert project.run().exit_code == 0
     assert BagReader(project.root / "data/crops", "train").views(0).shape == (1, 48, 48, 3)
+
+
+def test_the_switches_of_compat_shape_the_views(project):
+    project.params["crops"]["padding_frac"] = 0
+
+    def first_bag():
+        assert project.run().exit_code == 0
+        reader = BagReader(project.root / "data/crops", "train")
+        return reader.rows(0), reader.views(0)
+
+    rows, views = first_bag()
+    assert [row.box for row in rows] == [Box(10, 8, 30, 22), Box(0, 0, WIDTH, HEIGHT)]
+    project.params["compat"]["aliased_resizing"] = True
+    rows, aliased = first_bag()
+    assert [row.box for row in rows] == [Box(10, 8, 30, 22), Box(0, 0, WIDTH, HEIGHT)]
+    assert abs(aliased[1].astype(int) - views[1]).max() > 8  # the whole image shrinks
+    project.params["compat"]["clipped_boxes"] = True
+    rows, _ = first_bag()
+    assert [row.box for row in rows] == [Box(10, 8, 29, 21), Box(0, 0, WIDTH, HEIGHT)]
+    assert rows[0].mask_box == Box(10, 8, 30, 22)
 
 
 @pytest.mark.parametrize("damaged", ["data/masks/masks.parquet", "data/dataset/images/bird_1.png"])

@@ -4,6 +4,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -17,11 +19,13 @@ from typer.testing import CliRunner
 from pipeline.artifacts import PROTOTYPES, VIEWS, metadata_of, read_table, write_table
 from pipeline.data.bags import BagReader
 from pipeline.io import read_json
-from pipeline.model.files import load_blackbox, load_protomask
+from pipeline.model.files import load_model
 from pipeline.model.prototypes import squared_distance
 from pipeline.params import Params, load_params
 from pipeline.runtime import Runtime
-from pipeline.training import embedding, run
+from pipeline.training import embedding, projection, run, seeding
+from pipeline.training.callbacks import Checkpoint
+from pipeline.training.phases import TrainingPhase
 from stages.evaluate import app as evaluate_app
 from stages.finetune import app as finetune_app
 from stages.project import app as project_app
@@ -135,7 +139,7 @@ class Pipeline:
             "--runtime",
             folder / "runtime.yaml",
         ]
-        (folder / "runtime.yaml").write_text("device: cpu\n")
+        (folder / "runtime.yaml").write_text(f"device: cpu\ncache: {folder / 'cache'}\n")
 
     def call(self, app, *arguments):
         result = CliRunner().invoke(app, [str(argument) for argument in (*arguments, *self.settings)])
@@ -213,6 +217,135 @@ def test_a_second_run_gives_the_same_bytes_in_every_file(tmp_path, crops, done):
     assert [name for name in first if first[name] != second[name]] == []
 
 
+RESUMED = {  # something of everything that has a state
+    "train__warmup__epochs": 3,
+    "train__joint__epochs": 3,
+    "train__joint__lr_step_epochs": 2,
+    "train__joint__augmentation": "medium",
+    "train__ema_decay": 0.5,
+    "train__sampling": "class_balanced",
+}
+NUM_EPOCHS = 2 * (RESUMED["train__warmup__epochs"] + RESUMED["train__joint__epochs"])  # of both networks
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing catches it."""
+
+
+def kill_after(monkeypatch, num_epochs):
+    """Let the process die right after it wrote its NUM_EPOCHS-th checkpoint."""
+    write = Checkpoint.on_train_epoch_end
+    written = []
+
+    def write_and_die(*arguments):
+        write(*arguments)
+        written.append(1)
+        if len(written) == num_epochs:
+            raise Killed
+
+    monkeypatch.setattr(Checkpoint, "on_train_epoch_end", write_and_die)
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory, crops):
+    return Pipeline(tmp_path_factory.mktemp("whole"), crops, **RESUMED).run("train")
+
+
+@pytest.mark.parametrize("num_epochs", [1, 3, 5, 6, 8, NUM_EPOCHS])
+def test_a_run_killed_after_any_epoch_goes_on_to_the_same_bytes(tmp_path, crops, never_stopped, num_epochs):
+    killed = Pipeline(tmp_path, crops, **RESUMED)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        kill_after(monkeypatch, num_epochs)
+        with pytest.raises(Killed):
+            killed.train()
+    assert not killed.trained.exists()
+    assert list((tmp_path / "cache" / "training").iterdir()) != []
+    torch.rand(3)
+    seen = []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        step = TrainingPhase.training_step
+        monkeypatch.setattr(TrainingPhase, "training_step", lambda *args: (seen.append(1), step(*args))[1])
+        killed.run("train")
+    assert bytes_of(killed.trained, killed.results) == bytes_of(never_stopped.trained, never_stopped.results)
+    assert list((tmp_path / "cache" / "training").iterdir()) == []  # done with
+    batches = {"warmup": 2, "joint": 4}  # per epoch, of 15 images
+    order = [phase for _ in range(2) for phase in ("warmup", "joint") for _ in range(3)]
+    assert len(seen) == sum(batches[phase] for phase in order[num_epochs:]) + 2  # and the rehearsals
+
+
+def test_a_run_killed_twice_goes_on_to_the_same_bytes(tmp_path, crops, never_stopped):
+    killed = Pipeline(tmp_path, crops, **RESUMED)
+    for _ in range(2):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            kill_after(monkeypatch, 2)
+            with pytest.raises(Killed):
+                killed.train()
+    killed.run("train")
+    assert bytes_of(killed.trained, killed.results) == bytes_of(never_stopped.trained, never_stopped.results)
+
+
+@pytest.mark.slow
+def test_a_run_ended_by_the_system_at_any_moment_goes_on_to_the_same_bytes(tmp_path, crops, never_stopped):
+    """Also in the middle of an epoch, or while a checkpoint is being written."""
+    killed = Pipeline(tmp_path, crops, **RESUMED)
+    arguments = [killed.crops, killed.trained, killed.results / "train", *killed.settings]
+    command = [sys.executable, "-m", "stages.train", *map(str, arguments)]
+    rng = np.random.default_rng(0)
+    num_killed = 0
+    for _ in range(4):
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            for line in process.stderr:
+                if "rehearsal passed" in line:
+                    break
+            try:
+                process.wait(timeout=float(rng.uniform(0.1, 2.0)))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                num_killed += 1
+    assert num_killed > 0
+    killed.run("train")
+    assert bytes_of(killed.trained) == bytes_of(never_stopped.trained)
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"train__joint__lr_backbone": 1e-4}, {"model__dim": 8}, {"compat__frozen_addon": True}]
+)
+def test_a_stopped_run_with_other_params_is_not_gone_on_with(tmp_path, crops, change):
+    settings = RESUMED | {"train__baseline": False}
+    other = Pipeline(tmp_path, crops, **settings, **change)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        kill_after(monkeypatch, 4)
+        with pytest.raises(Killed):
+            other.train()
+    again = Pipeline(tmp_path, crops, **settings).run("train")
+    alone = Pipeline(tmp_path / "alone", crops, **settings).run("train")
+    assert bytes_of(again.trained) == bytes_of(alone.trained)
+
+
+def test_without_a_cache_the_bytes_are_the_same_and_nothing_is_kept(tmp_path, crops, never_stopped):
+    without = Pipeline(tmp_path, crops, **RESUMED)
+    (tmp_path / "runtime.yaml").write_text("device: cpu\n")
+    without.run("train")
+    assert bytes_of(without.trained, without.results) == bytes_of(never_stopped.trained, never_stopped.results)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_out_of_patience_a_phase_ends_early_also_when_it_was_killed_there(tmp_path, crops):
+    settings = RESUMED | {"train__patience_epochs": 1, "train__warmup__epochs": 12, "train__baseline": False}
+    settings |= {"train__warmup__lr_addon": 1e-9, "train__warmup__lr_prototypes": 1e-9}  # nothing gets better
+    whole = Pipeline(tmp_path / "whole", crops, **settings).run("train")
+    report = read_json(whole.results / "train" / "summary.json")["network"]["warmup"]
+    assert report["epochs"] < 12
+    assert report["epochs"] == report["best_epoch"] + 1
+    killed = Pipeline(tmp_path / "killed", crops, **settings)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        kill_after(monkeypatch, report["epochs"])
+        with pytest.raises(Killed):
+            killed.train()
+    killed.run("train")
+    assert bytes_of(killed.trained, killed.results) == bytes_of(whole.trained, whole.results)
+
+
 @pytest.mark.slow
 def test_two_runs_on_all_threads_give_the_same_bytes(tmp_path, crops, one_thread):
     torch.set_num_threads(max(2, one_thread))
@@ -253,7 +386,7 @@ def test_training_projecting_and_finetuning_never_open_the_test_split(tmp_path, 
 
 def test_the_networks_learn(done):
     summary = read_json(done.results / "train" / "summary.json")
-    assert set(summary) == {"protomask", "blackbox"}
+    assert set(summary) == {"network", "blackbox"}
     for network in summary.values():
         assert {phase: report["epochs"] for phase, report in network.items()} == {
             "warmup": WARMUP_EPOCHS,
@@ -262,12 +395,12 @@ def test_the_networks_learn(done):
         assert network["warmup"]["best_epoch"] > 0
         # a phase starts where the one before it was best, so it never ends worse
         assert network["warmup"]["val_accuracy"] <= network["joint"]["val_accuracy"]
-    assert summary["protomask"]["joint"]["val_accuracy"] > 0.8  # chance is a third
+    assert summary["network"]["joint"]["val_accuracy"] > 0.8  # chance is a third
 
 
 def test_curves_have_a_row_per_epoch_of_all_phases_together(done):
     for network, terms in (
-        ("protomask", ("loss", "cross_entropy", "cluster", "separation", "diversity")),
+        ("network", ("loss", "cross_entropy", "cluster", "separation", "diversity")),
         ("blackbox", ("loss",)),
     ):
         plots = done.results / "train" / network / "plots" / "metrics"
@@ -295,20 +428,20 @@ def test_the_reported_accuracies_are_points_of_the_curves(done):
 
 def test_both_networks_start_from_the_same_backbone(done):
     """One seed for both; the stem is frozen in this run and so still shows the start."""
-    protomask, _ = load_protomask(done.trained)
-    blackbox, _ = load_blackbox(done.trained / "blackbox")
+    protomask, _ = load_model(done.trained)
+    blackbox, _ = load_model(done.trained / "blackbox")
     stem = "backbone._network.conv_stem.weight"
     assert torch.equal(protomask.state_dict()[stem], blackbox.state_dict()[stem])
 
 
 def test_training_leaves_the_last_layer_at_its_start(done):
-    network, description = load_protomask(done.trained)
+    network, description = load_model(done.trained)
     assert network.last_layer.weight.tolist() == [[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]
     assert (description["class_names"], description["size_px"]) == (CLASS_NAMES, SIDE_PX)
 
 
 def differing(one, other):
-    states = [load_protomask(folder)[0].state_dict() for folder in (one, other)]
+    states = [load_model(folder)[0].state_dict() for folder in (one, other)]
     return {key for key, value in states[0].items() if not torch.equal(value, states[1][key])}
 
 
@@ -318,14 +451,18 @@ def test_projection_changes_prototypes_and_nothing_else(done):
 
 def test_finetuning_changes_the_last_layer_and_nothing_else(done):
     assert differing(done.projected, done.final) <= {"last_layer.weight"}
-    copied, original = (folder / "prototypes.parquet" for folder in (done.final, done.projected))
-    assert copied.read_bytes() == original.read_bytes()
+    tuned, original = (read_table(folder / "prototypes.parquet", PROTOTYPES) for folder in (done.final, done.projected))
+    assert tuned.drop_columns("weight").equals(original.drop_columns("weight"))
+    network, _ = load_model(done.final)
+    assert tuned["weight"].to_pylist() == [
+        network.last_layer.weight[label, idx].item() for idx, label in enumerate(network.prototype_labels)
+    ]
 
 
 def test_finetuning_learns_when_there_is_something_to_learn(tmp_path, done):
     """Here validation is perfect from the start, so the start stays; on a spoilt last layer it does not."""
     again = Pipeline(tmp_path, done.crops, finetune__lr=0.3, finetune__epochs=30)
-    network, description = load_protomask(done.projected)
+    network, description = load_model(done.projected)
     with torch.no_grad():
         network.last_layer.weight.copy_(network.last_layer.weight.roll(1, dims=0))
     run.save_model(again.projected, network, class_names=description["class_names"], size_px=SIDE_PX)
@@ -338,8 +475,8 @@ def test_finetuning_learns_when_there_is_something_to_learn(tmp_path, done):
 
 
 def test_every_projected_prototype_is_a_training_view_of_its_class(done):
-    network, _ = load_protomask(done.projected)
-    trained, _ = load_protomask(done.trained)
+    network, _ = load_model(done.projected)
+    trained, _ = load_model(done.trained)
     reader = BagReader(done.crops, "train")
     position = {key: idx for idx, key in enumerate(reader.image_keys)}
     rows = read_table(done.projected / "prototypes.parquet", PROTOTYPES).to_pylist()
@@ -353,7 +490,7 @@ def test_every_projected_prototype_is_a_training_view_of_its_class(done):
         assert (row["mask_idx"], row["box"]) == (view.mask_idx, list(view.box))
         pixels = torch.from_numpy(reader.views(bag_idx)[row["view_idx"]]).permute(2, 0, 1)[None]
         with torch.no_grad():
-            feature = network.features(pixels)
+            feature = network.features_of(network.encode(pixels))
         torch.testing.assert_close(feature[0], network.prototypes[idx].detach(), atol=1e-5, rtol=1e-5)
         assert row["distance_after"] < 1e-5
         before = squared_distance(feature, trained.prototypes.detach()[idx : idx + 1]).item()
@@ -369,7 +506,7 @@ def test_the_projection_report_adds_up(done):
         distances = [row[name] for row in rows]
         assert report[name]["mean"] == pytest.approx(np.mean(distances), abs=1e-6)
         assert report[name]["max"] == pytest.approx(max(distances), abs=1e-6)
-    trained = read_json(done.results / "train" / "summary.json")["protomask"]
+    trained = read_json(done.results / "train" / "summary.json")["network"]
     assert report["val_accuracy"]["before"] == pytest.approx(trained["joint"]["val_accuracy"], abs=1e-6)
     finetuned = read_json(done.results / "finetune.json")
     assert finetuned["val_accuracy"] >= report["val_accuracy"]["after"] - 1e-6
@@ -408,13 +545,168 @@ def test_every_state_is_evaluated_and_the_tables_hold_the_numbers(done):
 def test_every_variant_of_a_run_goes_through(tmp_path, crops, changes, phases, has_blackbox):
     variant = Pipeline(tmp_path, crops, finetune__epochs=0, **changes).run("train", "project", "finetune", "evaluate")
     summary = read_json(variant.results / "train" / "summary.json")
-    assert {phase: report["epochs"] for phase, report in summary["protomask"].items()} == phases
+    assert {phase: report["epochs"] for phase, report in summary["network"].items()} == phases
     assert ("blackbox" in summary) == has_blackbox
-    curve = variant.results / "train" / "protomask" / "plots" / "metrics" / "val" / "accuracy.tsv"
+    curve = variant.results / "train" / "network" / "plots" / "metrics" / "val" / "accuracy.tsv"
     assert len(curve.read_text().splitlines()) == 1 + sum(phases.values())
     assert (variant.trained / "blackbox").exists() == has_blackbox
     assert ("blackbox" in read_json(variant.results / "metrics.json")) == has_blackbox
     assert differing(variant.projected, variant.final) == set()  # finetune.epochs is 0
+
+
+HEADS = ("protomask", "blackbox", "protopnet", "pipnet", "protopool")
+
+
+@pytest.fixture(scope="module", params=[head for head in HEADS if head != "protomask"])
+def other_head(request, tmp_path_factory, crops):
+    """All four stages of another head, pretraining and all."""
+    changes = {"model__head": request.param, "model__slots_per_class": 2, "train__pipnet__pretraining_epochs": 2}
+    if request.param == "pipnet":
+        changes["model__shared_prototypes"] = 24  # with few of them it merges classes
+    pipeline = Pipeline(tmp_path_factory.mktemp(request.param), crops, **changes)
+    return pipeline.run("train", "project", "finetune", "evaluate")
+
+
+def test_every_head_goes_through_all_stages_and_gives_rows_by_its_name(other_head):
+    head = load_params(other_head.folder / "params.yaml").model.head
+    metrics = read_json(other_head.results / "metrics.json")
+    if head == "blackbox":
+        assert list(metrics) == ["blackbox"]
+    else:
+        assert list(metrics) == sorted(["blackbox", head, f"{head}_projected", f"{head}_trained"])
+    summary = read_json(other_head.results / "train" / "summary.json")
+    assert set(summary) == {"network", "blackbox"} - ({"blackbox"} if head == "blackbox" else set())
+    if head != "pipnet":  # which has too few epochs and too little to see here
+        assert summary["network"]["joint"]["val_accuracy"] > 0.5  # chance is a third
+    for stage in (other_head.trained, other_head.projected, other_head.final):
+        assert load_model(stage)[1]["head"] == head
+
+
+def test_the_prototypes_of_every_head_have_a_source_and_a_place(other_head):
+    network, description = load_model(other_head.final)
+    rows = read_table(other_head.final / "prototypes.parquet", PROTOTYPES).to_pylist()
+    if network.head == "blackbox":
+        assert rows == []
+        assert read_json(other_head.results / "project.json")["num_prototypes"] == 0
+        return
+    assert len(rows) == len(network.prototypes) == (24 if network.head == "pipnet" else 6)
+    reader = BagReader(other_head.crops, "train", views="whole")
+    position = {key: idx for idx, key in enumerate(reader.image_keys)}
+    weights, labels = network.class_weights(), network.prototype_classes()
+    sourced = [row for row in rows if row["image_key"] is not None]
+    assert len(sourced) >= 4  # a shared prototype that no class uses has none
+    for row in rows:
+        idx = row["prototype_idx"]
+        assert row["class_name"] == description["class_names"][labels[idx]]
+        assert row["weight"] == pytest.approx(weights[labels[idx], idx].item())
+    for row in sourced:
+        pixels = torch.from_numpy(reader.views(position[row["image_key"]])).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            encoded = network.encode(pixels)
+            features = network.features_of(encoded)
+            distance = network.distances(features)[row["place_idx"], row["prototype_idx"]].item()
+        assert distance == pytest.approx(row["distance_after"], abs=1e-5)
+        if network.is_projected:
+            assert distance < 1e-5
+        else:
+            assert distance == pytest.approx(row["distance_before"], abs=1e-5)
+        (view,) = reader.rows(position[row["image_key"]])
+        x0, y0, x1, y1 = row["box"]
+        assert view.box.x0 <= x0 < x1 <= view.box.x1
+        assert view.box.y0 <= y0 < y1 <= view.box.y1
+        assert row["mask_idx"] == -1
+
+
+@pytest.mark.parametrize("head", ["pipnet", "protopool"])
+def test_a_second_run_of_a_head_with_draws_of_its_own_gives_the_same_bytes_killed_or_not(tmp_path, crops, head):
+    changes = RESUMED | {"model__head": head, "train__baseline": False}
+    whole = Pipeline(tmp_path / "whole", crops, **changes).run("train", "project")
+    again = Pipeline(tmp_path / "again", crops, **changes)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        kill_after(monkeypatch, 4)
+        with pytest.raises(Killed):
+            again.train()
+    again.run("train", "project")
+    assert bytes_of(again.folder / "models", again.results) == bytes_of(whole.folder / "models", whole.results)
+
+
+LAST_OF_RESUMED = RESUMED | {"train__baseline": False, "compat__last_epoch": True}  # where every change shows
+COMPAT = [
+    "equal_bags",
+    "validate_on_test",
+    "constant_diversity",
+    "frozen_addon",
+    "saturating_distances",
+    "dropped_window",
+    "wrapped_borders",
+]
+
+
+@pytest.fixture(scope="module")
+def without_compat(tmp_path_factory, crops):
+    return Pipeline(tmp_path_factory.mktemp("without"), crops, **LAST_OF_RESUMED).run("train")
+
+
+@pytest.mark.parametrize("switch", COMPAT)
+def test_every_switch_of_compat_goes_through_and_changes_the_trained_network(tmp_path, crops, without_compat, switch):
+    changed = Pipeline(tmp_path, crops, **LAST_OF_RESUMED, **{f"compat__{switch}": True}).run("train")
+    same = bytes_of(changed.trained) == bytes_of(without_compat.trained)
+    assert same == (switch == "saturating_distances")  # features and prototypes of 16 values never get that far apart
+
+
+def test_handing_on_the_last_epoch_leaves_every_phase_where_it_ended(tmp_path, crops, without_compat):
+    best = Pipeline(tmp_path, crops, **RESUMED | {"train__baseline": False}).run("train")
+    assert bytes_of(best.trained) != bytes_of(without_compat.trained)
+    summaries = [read_json(one.results / "train" / "summary.json")["network"] for one in (best, without_compat)]
+    assert summaries[0]["warmup"] == summaries[1]["warmup"]
+
+
+def test_a_frozen_add_on_layer_stays_at_its_start(tmp_path, crops):
+    changes = RESUMED | {"train__baseline": False, "compat__frozen_addon": True, "train__addon_init": "random"}
+    runs = [
+        Pipeline(tmp_path / str(rate), crops, **changes, train__joint__lr_addon=rate).run("train")
+        for rate in (1e-3, 1e-1)
+    ]
+    one, other = (load_model(run.trained)[0].add_on.weight for run in runs)
+    assert torch.equal(one, other)
+
+
+def test_validating_on_test_images_opens_them_and_trains_on_the_validation_images(tmp_path, crops, monkeypatch):
+    opened = []
+    views = BagReader.views
+    monkeypatch.setattr(
+        BagReader, "views", lambda self, idx: (opened.append(self.image_keys[idx]), views(self, idx))[1]
+    )
+    Pipeline(tmp_path, crops, train__baseline=False, compat__validate_on_test=True).run("train", "project", "finetune")
+    assert {key.split("-")[0] for key in opened} == {"train", "val", "test"}
+
+
+def test_projecting_on_the_last_batch_only_takes_its_images(tmp_path, done):
+    again = Pipeline(tmp_path, done.crops, compat__project_last_batch=True, project__distinct_views=False)
+    again.trained = done.trained
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(projection, "_AUTHORS_BATCH", 4)
+        again.run("project")
+    rows = read_table(again.projected / "prototypes.parquet", PROTOTYPES).to_pylist()
+    reader = BagReader(done.crops, "train")
+    by_class = sorted(zip(reader.labels, reader.image_keys, strict=True))
+    batches = [by_class[start : start + 4] for start in range(0, len(by_class), 4)]
+    for row in rows:
+        last = [batch for batch in batches if any(label == row["label"] for label, _ in batch)][-1]
+        assert (row["label"], row["image_key"]) in last
+
+
+def test_finetuning_the_authors_way_moves_the_normalisation_statistics(tmp_path, done):
+    again = Pipeline(tmp_path, done.crops, compat__moving_finetune=True, compat__last_epoch=True)
+    again.trained, again.projected = done.trained, done.projected
+    again.run("finetune", "evaluate")
+    moved = differing(again.projected, again.final)
+    assert "last_layer.weight" in moved
+    assert moved - {"last_layer.weight"}
+    assert all(
+        key.startswith("backbone.") and key.rsplit(".", 1)[1] in ("running_mean", "running_var", "num_batches_tracked")
+        for key in moved - {"last_layer.weight"}
+    )
 
 
 def test_check_goes_through_every_phase_and_writes_nothing(tmp_path, crops):
@@ -430,7 +722,7 @@ def test_check_goes_through_every_phase_and_writes_nothing(tmp_path, crops):
 def test_the_rehearsal_leaves_every_generator_as_it_was(crops, done):
     """So that a run with it gives what a run without it would."""
     params = load_params(done.folder / "params.yaml")
-    run.prepare(params.seed)
+    seeding.prepare(params.seed)
     states = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
     run.rehearse(crops, params=params, runtime=Runtime(device="cpu"))
     assert torch.equal(torch.get_rng_state(), states[0])
@@ -471,7 +763,7 @@ def test_a_class_without_training_images_keeps_its_prototypes_in_projection(tmp_
     assert all(
         rows[idx][name] is None for idx in (2, 3) for name in ("view_idx", "box", "distance_before", "distance_after")
     )
-    projected, trained = (load_protomask(folder)[0].prototypes for folder in (again.projected, again.trained))
+    projected, trained = (load_model(folder)[0].prototypes for folder in (again.projected, again.trained))
     assert torch.equal(projected[2:4], trained[2:4])
     assert read_json(again.results / "project.json")["num_projected"] == 4
 
@@ -491,7 +783,7 @@ def test_pruned_prototypes_are_gone_from_network_and_table_and_named_in_the_repo
     assert (pruning["num_kept"], pruning["num_pruned"]) == (len(kept), len(gone))
     assert all(entry["num_own"] < 2 for entry in pruning["pruned"])
 
-    whole, smaller = (load_protomask(one.projected)[0] for one in (done, again))
+    whole, smaller = (load_model(one.projected)[0] for one in (done, again))
     assert torch.equal(smaller.prototypes, whole.prototypes[kept])
     assert torch.equal(smaller.last_layer.weight, whole.last_layer.weight[:, kept])
     assert torch.equal(smaller.prototype_labels, whole.prototype_labels[kept])
@@ -527,7 +819,7 @@ def test_a_class_that_loses_all_its_prototypes_is_named_and_the_rest_goes_on(tmp
     assert report["classes_without_prototypes"] == ["green"]  # one training image is never 3 of 6
     assert "1 classes have no prototype left: green" in result.output
     again.run("finetune", "evaluate")
-    network, _ = load_protomask(again.final)
+    network, _ = load_model(again.final)
     assert 1 not in network.prototype_labels.tolist()
     metrics = read_json(again.results / "metrics.json")["protomask"]
     assert all(value is not None for family in metrics.values() for value in family.values())

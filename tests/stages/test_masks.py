@@ -32,14 +32,17 @@ class Project:
         self.params["masks"]["weights"] = "weights.txt"
         (root / "weights.txt").write_text("the segmenter needs none")
         (root / "runtime.yaml").write_text("device: cpu\nworkers: 1\nengine: local\n")
-        (root / "data/dataset/images").mkdir(parents=True)
+        self.write_dataset()
+
+    def write_dataset(self, *, bgr=False):
+        (self.root / "data/dataset/images").mkdir(parents=True, exist_ok=True)
         rows = []
         for i in range(NUM_IMAGES):
-            path = root / f"data/dataset/images/bird_{i}.png"
+            path = self.root / f"data/dataset/images/bird_{i}.png"
             pixels = np.full((40, 50, 3), 200, dtype=np.uint8)
             pixels[8:22, 10 + i : 30] = (200, 0, 40 * i)
             pixels[26:36, 20:40] = (0, 90, 0)
-            Image.fromarray(pixels).save(path)
+            Image.fromarray(pixels[..., ::-1] if bgr else pixels).save(path)
             rows.append(
                 {
                     "image_key": f"bird_{i}",
@@ -53,7 +56,7 @@ class Project:
                     "parts": [],
                 }
             )
-        write_table(root / "data/dataset/images.parquet", rows, IMAGES, class_names=["gull"], part_names=[])
+        write_table(self.root / "data/dataset/images.parquet", rows, IMAGES, class_names=["gull"], part_names=[])
 
     def run(self, *more):
         (self.root / "params.yaml").write_text(yaml.safe_dump(self.params))
@@ -106,6 +109,22 @@ def test_the_store_lies_where_it_is_asked_for_and_outside_the_outs(project):
     assert (project.root / "elsewhere/store.sqlite").exists()
     assert not (project.root / ".cache").exists()
     assert sorted(project.outs) == ["data/masks/masks.parquet", "results/masks.json"]
+
+
+def test_bgr_masks_are_masks_of_the_pictures_with_red_and_blue_exchanged(project):
+    sam = {"model_type": "tiny", "points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+    project.params["masks"]["sam"].update(sam, crop_n_layers=0)
+    project.params["masks"].update(segmenter="sam", weights=str(ROOT / "pipeline/segmenters/tiny_sam.safetensors"))
+    outs = {}
+    for bgr in (False, True, False):
+        project.params["compat"]["bgr_masks"] = bgr
+        assert project.run().exit_code == 0
+        assert outs.setdefault(bgr, project.outs) == project.outs
+    assert outs[True]["data/masks/masks.parquet"] != outs[False]["data/masks/masks.parquet"]
+    project.write_dataset(bgr=True)
+    project.params["compat"]["bgr_masks"] = False
+    assert project.run().exit_code == 0
+    assert project.outs["data/masks/masks.parquet"] == outs[True]["data/masks/masks.parquet"]
 
 
 def test_a_damaged_image_is_one_line_and_leaves_the_old_out_whole(project):

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from pipeline.artifacts import IMAGES, PER_IMAGE, PROTOTYPES, WHOLE_IMAGE, write_table
 from pipeline.data.bags import BagReader
-from pipeline.data.boxes import box_of_mask
+from pipeline.data.boxes import Box, box_of_mask
 from pipeline.data.masks import MaskTableWriter, StoredMask, encode_mask
 from pipeline.data.shards import write_crops
 from pipeline.io import write_json
 from pipeline.metrics.registry import METRICS
 from pipeline.params import Params
+from pipeline.report.tables import BLACKBOX, HEAD_TITLES
 from pipeline.runtime import Runtime
 from stages.report import app
 
@@ -27,6 +27,16 @@ CLASSES = ("<b>gull</b> & co", "wren", "unseen")  # the last one has no training
 SIDE_PX = 48
 SPLITS = ("train", "train", "val", "test", "test")
 NUM_PROTOTYPES = 6
+CELLS = 3  # rows and columns of the feature grid of networks that compare places
+WITH_PLACES = ("protopnet", "pipnet", "protopool")
+TERMS = {
+    "protomask": ("cross_entropy", "cluster", "separation", "diversity"),
+    "protopnet": ("cross_entropy", "cluster", "separation"),
+    "pipnet": ("classification", "alignment", "presence"),
+    "protopool": ("cross_entropy", "cluster", "separation", "orthogonality"),
+    "blackbox": (),
+}
+SETTINGS = {"protomask": {"dim": 8, "similarity_epsilon": 1e-4}, "pipnet": {"num_prototypes": 6}, "blackbox": {}}
 VOID = {"meta", "link", "img", "br", "input"}
 
 
@@ -78,68 +88,113 @@ def make_images(folder):
             writer.add(key, masks[key])
 
 
+def make_crops(folder, **changes):
+    content = params()
+    content["crops"] |= changes
+    write_crops(
+        folder / "data/dataset",
+        folder / "data/masks",
+        folder / "data/crops",
+        params=Params.model_validate(content).crops,
+        runtime=Runtime(workers=1),
+    )
+
+
+def write_network(folder, head, rows):
+    final = folder / "models/final"
+    write_table(final / "prototypes.parquet", rows, PROTOTYPES)
+    description = {"head": head, "backbone": "tiny", "class_names": list(CLASSES), "size_px": 32}
+    write_json(final / "model.json", description | {"settings": SETTINGS.get(head, {"dim": 8})})
+
+
+def prototype(idx):
+    label = idx // 2
+    return {"prototype_idx": idx, "label": label, "class_name": CLASSES[label], "weight": 6 * label + idx}
+
+
 def make_prototypes(folder):
     """Two prototypes a class: 0 is a mask, 1 the whole image, 2 and 3 the same view, 4 and 5 without a source."""
     training = BagReader(folder / "data/crops", "train")
     rows = []
     for idx in range(NUM_PROTOTYPES):
-        label = idx // 2
-        row = {"prototype_idx": idx, "label": label, "class_name": CLASSES[label]}
-        if label < 2:
-            bag_idx = training.image_keys.index(f"c{label}_0")
+        row = prototype(idx)
+        if row["label"] < 2:
+            bag_idx = training.image_keys.index(f"c{row['label']}_0")
             view = training.rows(bag_idx)[2 if idx == 1 else 0]
             row |= {"image_key": view.image_key, "view_idx": view.view_idx, "mask_idx": view.mask_idx}
             row |= {"box": list(view.box), "distance_before": 0.5 + idx, "distance_after": 0.0}
         rows.append(row)
     assert [row.get("mask_idx") for row in rows] == [0, WHOLE_IMAGE, 0, 0, None, None]
-    final = folder / "models/final"
-    write_table(final / "prototypes.parquet", rows, PROTOTYPES)
-    weights = np.arange(18, dtype=np.float32).reshape(3, NUM_PROTOTYPES)
-    save_file({"last_layer.weight": weights}, final / "model.safetensors")
-    write_json(final / "model.json", {"backbone": "tiny", "class_names": list(CLASSES), "dim": 8})
+    write_network(folder, "protomask", rows)
 
 
-def make_results(folder, *, networks=("protomask", "blackbox"), phases=("warmup", "joint")):
+def box_of_cell(place_idx):
+    side_px = SIDE_PX // CELLS
+    row, column = divmod(place_idx, CELLS)
+    return Box(column * side_px, row * side_px, (column + 1) * side_px, (row + 1) * side_px)
+
+
+def make_places(folder, head):
+    """Places as prototypes: 0 in the middle, 1 at a corner, 2 and 3 the same, 4 shown by another class's, 5 by none."""
+    training = BagReader(folder / "data/crops", "train", views="whole")
+    rows = []
+    for idx, place_idx in enumerate((4, 0, 5, 5, 8)):
+        (view,) = training.rows(training.image_keys.index(f"c{(0, 0, 1, 1, 0)[idx]}_0"))
+        source = {"image_key": view.image_key, "view_idx": view.view_idx, "mask_idx": view.mask_idx}
+        source |= {"place_idx": place_idx, "box": list(box_of_cell(place_idx))}
+        rows.append(prototype(idx) | source | {"distance_before": 0.5 + idx, "distance_after": 0.5 + idx})
+    assert {row["mask_idx"] for row in rows} == {WHOLE_IMAGE}
+    write_network(folder, head, [*rows, prototype(5)])
+
+
+def make_results(folder, *, head="protomask", baseline=True, phases=("warmup", "joint")):
     results = folder / "results"
     shutil.rmtree(results, ignore_errors=True)
+    rows = [head] if head == BLACKBOX else [head, f"{head}_projected", f"{head}_trained", *[BLACKBOX] * baseline]
     metrics = {}
-    for row in ("protomask", "protomask_projected", "protomask_trained", "blackbox"):
-        if row in networks or row.startswith("protomask"):
-            declared = [metric for metric in METRICS if row != "blackbox" or metric.family == "classification"]
-            families = {metric.family: {} for metric in declared}
-            for number, metric in enumerate(declared):
-                families[metric.family][metric.key] = (number + len(row)) / 40
-            metrics[row] = families
+    for row in rows:
+        declared = [metric for metric in METRICS if row != "blackbox" or metric.family == "classification"]
+        families = {metric.family: {} for metric in declared}
+        for number, metric in enumerate(declared):
+            families[metric.family][metric.key] = (number + len(row)) / 40
+        metrics[row] = families
     write_json(results / "metrics.json", metrics)
+    roles = ["network", *[BLACKBOX] * (baseline and head != BLACKBOX)]
     write_json(
         results / "train/summary.json",
-        {net: {phase: {"epochs": 2, "best_epoch": 1, "val_accuracy": 0.5} for phase in phases} for net in networks},
+        {role: {phase: {"epochs": 2, "best_epoch": 1, "val_accuracy": 0.5} for phase in phases} for role in roles},
     )
     num_epochs = 2 * len(phases)
-    for net in networks:
-        terms = ("cross_entropy", "cluster", "separation", "diversity") if net == "protomask" else ()
+    for role in roles:
+        terms = TERMS[head] if role == "network" else ()
         for name in ("val/accuracy", "val/loss", "train/loss", *(f"train/{term}" for term in terms)):
-            path = results / f"train/{net}/plots/metrics/{name}.tsv"
+            path = results / f"train/{role}/plots/metrics/{name}.tsv"
             path.parent.mkdir(parents=True, exist_ok=True)
             values = "".join(f"{step}\t{0.5 + 0.1 * step}\n" for step in range(num_epochs))
             path.write_text(f"step\t{path.stem}\n{values}")
+    has_prototypes = head != BLACKBOX
     write_json(
         results / "project.json",
         {
-            "num_prototypes": 6,
-            "num_projected": 4,
-            "num_distinct_views": 3,
-            "distance_before": {"mean": 2.0, "max": 3.5},
-            "val_accuracy": {"before": 0.75, "after": 0.5},
+            "num_prototypes": 6 * has_prototypes,
+            "num_projected": 4 * has_prototypes,
+            "num_distinct_views": 3 * has_prototypes,
+            "distance_before": {"mean": 2.0, "max": 3.5} if has_prototypes else None,
+            "val_accuracy": {"before": 0.75, "after": 0.5} if has_prototypes else None,
+            "prune": None,
         },
     )
-    write_json(results / "finetune.json", {"epochs": 10, "best_epoch": 7, "val_accuracy": 0.625})
+    tuned = {"epochs": 10, "best_epoch": 7, "val_accuracy": 0.625}
+    write_json(results / "finetune.json", tuned if has_prototypes else {"epochs": 0, "best_epoch": 0})
     rows = []
     for label in range(3):
         for number in (3, 4):
-            row = {"row": "protomask", "image_key": f"c{label}_{number}", "label": label, "predicted": label}
-            row |= {"confidence": 0.9, "label_probability": 0.9, "top_views": [0, 0]}
-            rows.append(row | {"top_prototypes": [2 * label, 0] if label else [0, 4], "top_similarities": [2.0, 1.0]})
+            row = {"row": head, "image_key": f"c{label}_{number}", "label": label, "predicted": label}
+            row |= {"confidence": 0.9, "label_probability": 0.9}
+            if has_prototypes:
+                row |= {"top_prototypes": [2 * label, 0] if label else [0, 4], "top_similarities": [2.0, 1.0]}
+                row |= {"top_views": [0, 0]}
+            rows.append(row)
     write_table(results / "per_image.parquet", rows, PER_IMAGE)
 
 
@@ -147,10 +202,7 @@ def make_results(folder, *, networks=("protomask", "blackbox"), phases=("warmup"
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     make_images(folder)
-    crops = Params.model_validate(params()).crops
-    write_crops(
-        folder / "data/dataset", folder / "data/masks", folder / "data/crops", params=crops, runtime=Runtime(workers=1)
-    )
+    make_crops(folder)
     make_prototypes(folder)
     make_results(folder)
     (folder / "params.yaml").write_text(yaml.safe_dump(params()))
@@ -352,7 +404,7 @@ def test_all_params_and_the_seed_are_shown(page):
 
 
 def test_a_run_of_one_phase_without_a_black_box_has_a_page(run_folder):
-    make_results(run_folder, networks=("protomask",), phases=("joint",))
+    make_results(run_folder, baseline=False, phases=("joint",))
     write_json(run_folder / "results/finetune.json", {"epochs": 0, "best_epoch": 0})
     page = report_of(run_folder)
     assert len([svg for svg in page.all("svg") if svg.get("role") == "img"]) == 6
@@ -395,12 +447,12 @@ def empty(path):
         (drop, "data/crops/train-00000.tar"),
         (garble, "data/crops/views.parquet"),
         (drop, "models/final/prototypes.parquet"),
-        (garble, "models/final/model.safetensors"),
+        (garble, "models/final/prototypes.parquet"),
         (empty, "models/final/model.json"),
         (garble, "results/metrics.json"),
         (empty, "results/metrics.json"),
         (empty, "results/train/summary.json"),
-        (drop, "results/train/protomask/plots/metrics/val/accuracy.tsv"),
+        (drop, "results/train/network/plots/metrics/val/accuracy.tsv"),
         (empty, "results/project.json"),
         (empty, "results/finetune.json"),
         (garble, "results/per_image.parquet"),
@@ -424,7 +476,7 @@ def test_damaged_input_is_one_line_and_leaves_the_older_report(run_folder, damag
 def test_a_network_of_another_run_is_refused(run_folder):
     table = run_folder / "models/final/prototypes.parquet"
     make_prototypes(run_folder)
-    stale = [{"prototype_idx": idx, "label": 0, "class_name": CLASSES[0]} for idx in range(NUM_PROTOTYPES)]
+    stale = [prototype(idx) for idx in range(NUM_PROTOTYPES)]
     stale[0] |= {"image_key": "gone", "view_idx": 0, "mask_idx": 0, "box": [0, 0, 4, 4], "distance_before": 1.0}
     write_table(table, stale, PROTOTYPES)
     result = run(run_folder)
@@ -444,3 +496,178 @@ def test_params_that_hold_markup_are_shown_as_text(run_folder):
     page = report_of(run_folder)
     assert len(page.all("script")) == 1
     assert json.dumps(content["dataset"]["classes"]) in [text for _, text in page.texts]
+
+
+# other heads
+
+
+def report_of_head(finished, folder, head):
+    """Make the page of a run with another head; the whole image is no view of its bags, but lies beside them."""
+    shutil.copytree(finished, folder)
+    make_crops(folder, whole_image=False)
+    if head == BLACKBOX:
+        write_network(folder, head, [])
+    elif head in WITH_PLACES:
+        make_places(folder, head)
+    else:
+        make_prototypes(folder)
+    make_results(folder, head=head)
+    return report_of(folder)
+
+
+@pytest.fixture(scope="module")
+def places(finished, tmp_path_factory):
+    """The page of a PIP-Net: spatial prototypes, shared by all classes."""
+    return report_of_head(finished, tmp_path_factory.mktemp("pipnet") / "run", "pipnet")
+
+
+@pytest.fixture(scope="module")
+def blackbox(finished, tmp_path_factory):
+    return report_of_head(finished, tmp_path_factory.mktemp("blackbox") / "run", "blackbox")
+
+
+def texts_in(page, tag):
+    return [text for tags, text in page.texts if tags[-1] == tag]
+
+
+def test_the_heads_tried_here_are_all_there_are():
+    assert set(TERMS) == set(HEAD_TITLES)
+
+
+@pytest.mark.parametrize("head", WITH_PLACES)
+def test_a_page_names_its_own_network_and_no_other(finished, tmp_path, head):
+    page = report_of_head(finished, tmp_path / "run", head)
+    title = HEAD_TITLES[head]
+    assert texts_in(page, "title") == [f"{title} on synthetic"]
+    assert texts_in(page, "dt")[:3] == [title, "Black box", "Price of explainability"]
+    earlier = [f"{title} before fine-tuning", f"{title} before projection"]
+    assert texts_in(page, "th")[:6] == ["Metric", title, "Black box", "Price of explainability", *earlier]
+    for other in set(HEAD_TITLES.values()) - {title, "Black box"}:
+        assert other not in page.source
+    charts = [svg for svg in page.all("svg") if svg.get("role") == "img"]
+    assert len(charts) == 1 + 2 + len(TERMS[head])
+    assert charts[0]["aria-label"].startswith(f"Validation accuracy, %, epochs 1 to 4. {title}: 50 at the first")
+
+
+def test_a_place_is_shown_by_its_box_in_the_photograph_and_its_surroundings_in_the_view(places):
+    def pictures(idx):
+        names = re.findall(r'src="([^"]+)"', places.card(idx))
+        return [np.asarray(Image.open(places.report / name)).astype(int) for name in names]
+
+    photograph, view = pictures(1)  # the cell at the upper left: 16 of 48 pixels
+    rim = np.zeros((SIDE_PX, SIDE_PX), dtype=bool)
+    rim[:16, :16] = True
+    rim[1:15, 1:15] = False
+    assert (photograph[rim].min(axis=1) > 200).mean() > 0.95
+    assert (photograph[~rim].min(axis=1) > 200).mean() < 0.1
+    assert view.shape == (21, 21, 3)  # that cell and one beside and below it, of 32 pixels for 3 cells
+    assert pictures(0)[1].shape == (32, 32, 3)  # all cells around the middle one
+    assert pictures(2)[1].shape == (32, 21, 3)
+    assert "place 5" in places.card(2)
+    assert "mask" not in places.card(2)
+
+
+def test_the_view_of_a_place_is_cut_from_the_whole_image_beside_the_bag(places):
+    name = re.findall(r'src="([^"]+)"', places.card(1))[1]
+    drawn = np.asarray(Image.open(places.report / name)).astype(int)
+    crops = places.report.parents[1] / "data/crops"
+    assert all(view.mask_idx != WHOLE_IMAGE for view in BagReader(crops, "train").rows(0))
+    whole = BagReader(crops, "train", views="whole")
+    seen = whole.views(whole.image_keys.index("c0_0"))[0].astype(int)
+    error = {(x, y): abs(drawn - seen[y : y + 21, x : x + 21]).mean() for x in range(0, 12) for y in range(0, 12)}
+    assert min(error, key=error.get) == (0, 0)
+
+
+def test_prototypes_share_a_place_and_not_only_an_image(places):
+    flags = {idx: re.findall(r'class="flag">([^<]*)<', places.card(idx)) for idx in range(NUM_PROTOTYPES)}
+    assert [[flag.strip() for flag in flags[idx] if "same" in flag] for idx in range(NUM_PROTOTYPES)] == [
+        [],
+        [],
+        ["same place as"],
+        ["same place as"],
+        [],
+        [],
+    ]
+    assert len(list((places.report / "images").iterdir())) == 2 * 4
+
+
+def test_a_shared_prototype_is_listed_under_its_class_and_shown_by_any_image(places):
+    cards = places.all("li", "card")
+    assert [card["data-label"] for card in cards] == ["0", "0", "1", "1", "2", "2"]
+    assert "c0_0, place 8" in places.card(4)  # listed under the class without training images
+    assert "No source" in places.card(5)
+    assert "6 prototypes for all classes, listed under 3 classes" in " ".join(places.source.split())
+
+
+def test_a_network_without_a_space_of_features_has_no_length_and_sees_whole_images(places, page):
+    def facts(of):
+        return " ".join(of.source.split())
+
+    assert "backbone tiny; seed 0" in facts(places)
+    assert "the whole image is the only view" in facts(places)
+    assert "backbone tiny, prototypes of length 8; seed 0" in facts(page)
+    assert "the whole image is the only view" not in facts(page)
+
+
+def test_the_page_of_a_black_box_has_no_gallery_and_says_so(blackbox):
+    assert [path.name for path in blackbox.report.iterdir()] == ["index.html"]
+    assert not blackbox.all("img")
+    assert not blackbox.all("script")
+    assert not blackbox.all("li", "card")
+    assert "A black box has no prototypes: there is nothing to look at." in texts_in(blackbox, "p")
+    assert texts_in(blackbox, "h2") == ["Metrics", "Training", "Projection and fine-tuning", "Prototypes", "Params"]
+
+
+def test_a_black_box_by_itself_has_no_price(blackbox):
+    assert "Price of explainability" not in blackbox.source
+    assert texts_in(blackbox, "title") == ["Black box on synthetic"]
+    assert texts_in(blackbox, "dt")[0] == "Black box"
+    assert texts_in(blackbox, "dt").count("Black box") == 1
+    assert [text for text in texts_in(blackbox, "th") if text == "Black box"] == ["Black box"]
+    spans = {attributes["colspan"] for attributes in blackbox.all("th") if "colspan" in attributes}
+    assert spans == {"2"}
+    titles = [svg["aria-label"].split(",")[0] for svg in blackbox.all("svg") if svg.get("role") == "img"]
+    assert titles == ["Validation accuracy", "Loss of the black box"]
+
+
+def test_results_of_another_head_are_refused(run_folder):
+    make_results(run_folder, head="pipnet")
+    result = run(run_folder)
+    assert result.exit_code == 1
+    assert "metrics.json has no row `protomask`" in result.output
+    write_json(run_folder / "models/final/model.json", {"head": "other", "backbone": "tiny", "settings": {}})
+    result = run(run_folder)
+    assert result.exit_code == 1
+    assert "a network `other`" in result.output
+
+
+def test_a_network_with_prototypes_has_some(run_folder):
+    write_network(run_folder, "protomask", [])
+    result = run(run_folder)
+    assert result.exit_code == 1
+    assert "prototypes.parquet has no prototype" in result.output
+
+
+def test_a_place_outside_its_view_is_refused(run_folder):
+    make_places(run_folder, "protopnet")
+    make_results(run_folder, head="protopnet")
+    rows = [prototype(idx) for idx in range(NUM_PROTOTYPES)]
+    rows[0] |= {"image_key": "c0_0", "view_idx": 2, "mask_idx": WHOLE_IMAGE, "place_idx": 9, "distance_before": 1.0}
+    rows[0] |= {"box": [0, SIDE_PX, 16, SIDE_PX + 16]}
+    write_network(run_folder, "protopnet", rows)
+    result = run(run_folder)
+    assert result.exit_code == 1
+    assert "has no place 9" in result.output
+
+
+@pytest.mark.parametrize("trains_on_val", [False, True])
+def test_a_prototype_may_be_a_validation_image_only_where_those_are_trained_on(run_folder, trains_on_val):
+    rows = [prototype(idx) for idx in range(NUM_PROTOTYPES)]
+    rows[0] |= {"image_key": "c0_2", "view_idx": 0, "mask_idx": 0, "box": [4, 2, 24, 22], "distance_before": 1.0}
+    write_network(run_folder, "protomask", rows)
+    content = params()
+    content["compat"]["validate_on_test"] = trains_on_val
+    (run_folder / "params.yaml").write_text(yaml.safe_dump(content))
+    result = run(run_folder)
+    assert result.exit_code == (0 if trains_on_val else 1)
+    assert ("c0_2 is no training image" in result.output) is not trains_on_val

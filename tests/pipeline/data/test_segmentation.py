@@ -13,12 +13,13 @@ from pipeline.data import segmentation
 from pipeline.data.boxes import Box, box_of_mask
 from pipeline.data.mask_store import MaskStore, read_contents
 from pipeline.data.masks import MaskTableWriter, decode_mask, iterate_masks
-from pipeline.data.segmentation import fingerprint, write_masks
+from pipeline.data.segmentation import fingerprint, name_of, write_masks
 from pipeline.errors import PipelineError
 from pipeline.io import sha256_of
 from pipeline.params import GridParams, MasksParams, SuperpixelParams
 from pipeline.runtime import Runtime
 from pipeline.segmenters.grid import GridSegmenter
+from pipeline.segmenters.interface import Segment, Segmenter
 
 HERE = Runtime(workers=1)
 KEYS = ("a", "b", "c", "d", "e")
@@ -85,8 +86,8 @@ class Run:
         self.dataset, self.out, self.store = folder / "dataset", folder / "masks", folder / "cache" / "masks.sqlite"
         write_dataset(self.dataset)
 
-    def __call__(self, params, runtime=HERE):
-        return write_masks(self.dataset, self.out, store=self.store, params=params, runtime=runtime)
+    def __call__(self, params, runtime=HERE, bgr=False):
+        return write_masks(self.dataset, self.out, store=self.store, params=params, runtime=runtime, bgr=bgr)
 
     @property
     def content(self):
@@ -249,6 +250,45 @@ def test_settings_of_segmenters_that_do_not_run_have_no_effect(weights):
     other = params.model_copy(update={"superpixel": SuperpixelParams(num_superpixels=7)})
     assert fingerprint(params) == fingerprint(other)
     assert fingerprint(params) != fingerprint(params.model_copy(update={"segmenter": "superpixel"}))
+
+
+@pytest.mark.parametrize("segmenter", ["superpixel", "grid", "slit", "coco"])
+def test_bgr_has_no_effect_on_segmenters_that_the_authors_code_gives_rgb(segmenter, weights):
+    params = grid(weights).model_copy(update={"segmenter": segmenter})
+    assert fingerprint(params, bgr=True) == fingerprint(params)
+    assert name_of(params, bgr=True) == name_of(params)
+
+
+def test_bgr_gives_masks_of_the_exchanged_picture_and_a_row_of_its_own_in_the_store(run, weights, monkeypatch):
+    seen = []
+
+    class Watching(Segmenter):
+        """Stands in for SAM: keeps what it sees; one mask per picture, where the first channel is brightest."""
+
+        holds_device, version = True, 1
+
+        @classmethod
+        def from_params(cls, params, device):
+            return cls()
+
+        def segment(self, picture):
+            seen.append(picture.image)
+            return [Segment(picture.image[..., 0] == picture.image[..., 0].max(), 1.0)]
+
+    monkeypatch.setattr("pipeline.segmenters.sam.SamSegmenter", Watching)
+    params = MasksParams(segmenter="sam", weights=str(weights))
+    pictures = {key: np.asarray(Image.open(run.dataset / f"images/{key}.png")) for key in KEYS}
+    for bgr, channel in ((False, 0), (True, 2)):
+        run(params, bgr=bgr)
+        for key, masks in run.masks.items():
+            (mask,) = (decode_mask(mask.rle, height=HEIGHT, width=WIDTH) for mask in masks)
+            np.testing.assert_array_equal(mask, pictures[key][..., channel] == pictures[key][..., channel].max())
+    assert len(seen) == 10
+    for bgr in (True, False):
+        run(params, bgr=bgr)
+    assert len(seen) == 10  # both were kept
+    contents = read_contents(run.store, fingerprint(params))
+    assert contents.other_settings == [(fingerprint(params, bgr=True), f"sam, {weights}, BGR", 5)]
 
 
 def test_a_raised_version_of_the_segmenter_changes_the_fingerprint(weights, monkeypatch):

@@ -18,7 +18,7 @@ from pipeline.data.shards import write_crops
 from pipeline.data.views import EmptyBagError, box_of_view
 from pipeline.errors import PipelineError
 from pipeline.io import sha256_of
-from pipeline.params import CropsParams
+from pipeline.params import CompatParams, CropsParams
 from pipeline.runtime import Runtime
 
 HERE = Runtime(workers=1)
@@ -100,9 +100,14 @@ class Crops:
     def __init__(self, folder, name="crops"):
         self.inputs, self.path = folder, folder / name
 
-    def write(self, runtime=HERE, **changed):
+    def write(self, runtime=HERE, compat=None, **changed):
         self.summary = write_crops(
-            self.inputs / "dataset", self.inputs / "masks", self.path, params=params(**changed), runtime=runtime
+            self.inputs / "dataset",
+            self.inputs / "masks",
+            self.path,
+            params=params(**changed),
+            runtime=runtime,
+            compat=CompatParams(**(compat or {})),
         )
         return self
 
@@ -250,6 +255,48 @@ def test_a_view_shows_the_image_inside_its_box_and_the_mask_inside_it(crops):
     assert abs(views[2].astype(int) - np.asarray(whole)).max() <= 8
     assert rows[2].box == rows[2].mask_box == Box(0, 0, width, height)
     assert rows[2].area_px == width * height
+
+
+def test_clipped_views_show_the_box_without_its_last_row_and_column_and_the_table_says_so(crops):
+    crops.write(compat={"clipped_boxes": True})
+    reader = BagReader(crops.path, "train")
+    width, height, _, _, boxes = IMAGES_MADE["a"]
+    image = pixels_of("a", width, height)
+    rows, views = reader.rows(0), reader.views(0)
+    assert [row.mask_idx for row in rows] == [0, 1, WHOLE_IMAGE]
+    for row, view in zip(rows[:2], views[:2], strict=True):
+        x0, y0, x1, y1 = boxes[row.mask_idx]
+        assert row.mask_box == Box(x0, y0, x1, y1)
+        assert row.box == Box(x0, y0, x1 - 1, y1 - 1)
+        mask = mask_of(boxes[row.mask_idx], width, height)
+        assert row.area_px == mask.sum()
+        expected = Image.fromarray(image[y0 : y1 - 1, x0 : x1 - 1]).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        assert abs(view.astype(int) - np.asarray(expected)).max() <= 8  # JPEG
+        nearest = Image.fromarray(mask[y0 : y1 - 1, x0 : x1 - 1]).resize((SIZE, SIZE), Image.Resampling.NEAREST)
+        np.testing.assert_array_equal(reader.mask(row), np.asarray(nearest))
+    assert rows[2].box == rows[2].mask_box == Box(0, 0, width, height)
+
+
+def test_aliased_resizing_reaches_the_views_of_masks_and_of_whole_images(tmp_path, monkeypatch):
+    def noise(key, width, height):
+        return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+    monkeypatch.setattr(f"{__name__}.pixels_of", noise)  # smooth pictures are resized alike
+    write_inputs(tmp_path / "noise")
+    plain = Crops(tmp_path / "noise", "plain").write()
+    aliased = Crops(tmp_path / "noise", "aliased").write(compat={"aliased_resizing": True})
+    assert [row["box"] for row in plain.rows] == [row["box"] for row in aliased.rows]
+    num_of_masks = num_whole = 0
+    for split in SPLITS:
+        reader, other = BagReader(plain.path, split), BagReader(aliased.path, split)
+        for bag_idx in range(len(reader)):
+            for row, *views in zip(reader.rows(bag_idx), reader.views(bag_idx), other.views(bag_idx), strict=True):
+                if row.box.width_px > SIZE:  # it shrinks
+                    assert abs(views[0].astype(int) - views[1]).mean() > 2
+                    num_whole += row.mask_idx == WHOLE_IMAGE
+                    num_of_masks += row.mask_idx != WHOLE_IMAGE
+    assert num_of_masks >= 1
+    assert num_whole >= 5
 
 
 def test_the_table_says_where_in_the_shard_the_bytes_lie(crops):

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.nn import functional
 
 from pipeline.data.boxes import Box, box_of_mask
 from pipeline.data.masks import StoredMask, encode_mask
@@ -154,8 +156,9 @@ def test_the_choice_is_that_of_a_plain_rewrite_and_every_mask_is_accounted_for()
     assert reasons == {"too_small", "too_large", "too_thin", "duplicate", "over_max_views"}
 
 
-def view_box(mask_box, height=100, width=200, **params):
-    return box_of_view(Box(*mask_box), height=height, width=width, params=CropsParams(**{**PLAIN, **params}))
+def view_box(mask_box, height=100, width=200, clipped=False, **params):
+    box = Box(*mask_box)
+    return box_of_view(box, height=height, width=width, params=CropsParams(**{**PLAIN, **params}), clipped=clipped)
 
 
 def test_without_growing_the_view_shows_the_box_of_the_mask():
@@ -220,11 +223,24 @@ def test_the_view_holds_the_mask_and_keeps_within_the_image_and_is_as_large_as_a
     assert num_square > 500
 
 
+def test_a_clipped_box_lacks_the_last_row_and_column_of_the_masks_but_keeps_a_pixel():
+    assert view_box((3, 5, 40, 9), clipped=True) == Box(3, 5, 39, 8)
+    assert view_box((0, 0, 200, 100), clipped=True) == Box(0, 0, 199, 99)
+    assert view_box((3, 5, 4, 9), clipped=True) == Box(3, 5, 4, 8)
+    assert view_box((199, 99, 200, 100), clipped=True) == Box(199, 99, 200, 100)
+
+
+def test_clipping_comes_before_growing():
+    assert view_box((50, 30, 91, 51), padding_frac=0.1, clipped=True) == Box(46, 28, 94, 52)
+    assert view_box((50, 40, 91, 51), square=True, clipped=True) == view_box((50, 40, 90, 50), square=True)
+    assert view_box((100, 50, 111, 61), min_box_side_frac=0.2, clipped=True) == Box(85, 45, 125, 65)
+
+
 SIZE = 32
 
 
-def cut(image, mask, box, **params):
-    return cut_view(image, mask, Box(*box), CropsParams(size_px=SIZE, **params))
+def cut(image, mask, box, aliased=False, **params):
+    return cut_view(image, mask, Box(*box), CropsParams(size_px=SIZE, **params), aliased=aliased)
 
 
 def picture(height=48, width=64, seed=0):
@@ -311,6 +327,63 @@ def test_shrinking_averages_and_does_not_pick():
     image = np.repeat(checkers.astype(np.uint8)[..., None], 3, axis=2)
     view, _ = cut(image, np.ones((64, 64), dtype=bool), (0, 0, 64, 64))
     assert abs(view.astype(int) - 128).max() < 32
+
+
+def plain_bilinear(image, size_px):
+    """Ask for every pixel of the result which place of the image it shows, and mix the four pixels around that."""
+    height, width, _ = image.shape
+    result = np.zeros((size_px, size_px, 3))
+    for row in range(size_px):
+        for column in range(size_px):
+            y = min(max((row + 0.5) * height / size_px - 0.5, 0), height - 1)
+            x = min(max((column + 0.5) * width / size_px - 0.5, 0), width - 1)
+            top, left = int(y), int(x)
+            for i, weight_y in ((top, 1 - (y - top)), (min(top + 1, height - 1), y - top)):
+                for j, weight_x in ((left, 1 - (x - left)), (min(left + 1, width - 1), x - left)):
+                    result[row, column] += weight_y * weight_x * image[i, j]
+    return result
+
+
+BOXES = [(0, 0, 64, 48), (10, 10, 11, 40), (63, 47, 64, 48), (5, 7, 9, 11), (0, 0, 64, 1), (3, 2, 60, 45)]
+
+
+@pytest.mark.parametrize("box", BOXES)
+def test_aliased_resizing_is_bilinear_interpolation_between_four_pixels(box):
+    view, _ = cut(picture(), np.ones((48, 64), dtype=bool), box, aliased=True)
+    x0, y0, x1, y1 = box
+    # rounded to the nearest; what lies halfway may go either way
+    assert abs(view - plain_bilinear(picture()[y0:y1, x0:x1], SIZE)).max() <= 0.501
+    assert view.dtype == np.uint8
+
+
+@pytest.mark.parametrize("box", BOXES)
+def test_aliased_resizing_is_that_of_pytorch_and_of_opencv_up_to_rounding(box):
+    cv2 = pytest.importorskip("cv2")
+    view, _ = cut(picture(), np.ones((48, 64), dtype=bool), box, aliased=True)
+    x0, y0, x1, y1 = box
+    crop = picture()[y0:y1, x0:x1]
+    opencv = cv2.resize(crop, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+    assert abs(view.astype(int) - opencv).max() <= 1
+    floats = torch.from_numpy(crop).permute(2, 0, 1)[None].float()
+    pytorch = functional.interpolate(floats, (SIZE, SIZE), mode="bilinear", align_corners=False, antialias=False)
+    assert abs(view - pytorch[0].permute(1, 2, 0).numpy()).max() <= 0.501
+
+
+def test_aliased_shrinking_picks_where_antialiased_shrinking_averages():
+    # every fourth column is white: a quarter of them, on average; the places asked for lie between two black ones
+    image = np.zeros((4 * SIZE, 4 * SIZE, 3), dtype=np.uint8)
+    image[:, ::4] = 255
+    everything, box = np.ones(image.shape[:2], dtype=bool), (0, 0, 4 * SIZE, 4 * SIZE)
+    assert cut(image, everything, box, aliased=True)[0].max() == 0
+    assert abs(cut(image, everything, box)[0][:, 2:-2].mean() - 255 / 4) < 3
+
+
+@pytest.mark.parametrize("background", ["original", "zero", "mean"])
+def test_aliased_or_not_a_view_that_keeps_its_size_keeps_its_pixels_and_its_mask(background):
+    image, mask = picture(), picture(seed=1)[..., 0] > 128
+    views = [cut(image, mask, (5, 7, 5 + SIZE, 7 + SIZE), aliased, background=background) for aliased in (True, False)]
+    for aliased, plain in zip(*views, strict=True):
+        np.testing.assert_array_equal(aliased, plain)
 
 
 def test_an_empty_bag_names_the_image_and_the_way_out():

@@ -81,10 +81,37 @@ def test_a_vits_tokens_become_a_grid_whose_places_are_those_of_the_picture():
         torch.testing.assert_close(grid[1, :, row, column], seen["tokens"][1, num_prefix + 10 * row + column])
 
 
+@pytest.mark.parametrize(
+    ("name", "side_px", "grid_side"),
+    [
+        ("vit_tiny_patch16_224", 64, 4),
+        ("vit_small_patch14_dinov2", 70, 5),  # its positions are for 518 px
+        ("vit_small_patch14_reg4_dinov2", 70, 5),
+        ("convnext_atto", 64, 2),
+    ],
+)
+def test_vits_and_convnexts_give_a_grid_for_views_of_other_sizes_than_they_were_made_for(name, side_px, grid_side):
+    backbone = make(name).eval()
+    with torch.no_grad():
+        grid = backbone(random_views(1, side_px=side_px))
+    assert grid.shape == (1, backbone.num_channels, grid_side, grid_side)
+
+
+def test_a_vit_at_its_own_size_keeps_its_positions_as_they_are():
+    backbone = make("test_vit").eval()
+    torch.manual_seed(0)
+    views = random_views(1, side_px=160)
+    fixed = timm.create_model("test_vit", num_classes=0)
+    fixed.load_state_dict(backbone._network.state_dict())
+    with torch.no_grad():
+        normal = (views.float() / 255 - backbone.mean) / backbone.std
+        torch.testing.assert_close(backbone._network.forward_features(normal), fixed.eval().forward_features(normal))
+
+
 def test_views_of_a_size_that_the_network_does_not_take_are_one_line():
     with pytest.raises(PipelineError) as raised, torch.no_grad():
-        make("vit_tiny_patch16_224")(random_views(1, side_px=64))
-    assert one_line(raised).startswith("model.backbone: vit_tiny_patch16_224 does not take views of 64 px")
+        make("mixer_s32_224")(random_views(1, side_px=64))
+    assert one_line(raised).startswith("model.backbone: mixer_s32_224 does not take views of 64 px")
     assert "crops.size_px" in str(raised.value)
 
 

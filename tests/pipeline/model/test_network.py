@@ -3,10 +3,12 @@ import pytest
 import torch
 
 from pipeline.model.backbone import Backbone
-from pipeline.model.network import BlackBox, ProtoMask
+from pipeline.model.blackbox import BlackBox
+from pipeline.model.protomask import ProtoMask
 
 PROTOTYPE_LABELS = torch.tensor([2, 0, 1, 1, 2])
 LENGTHS = [3, 1, 2]
+ONE_EACH = torch.tensor([1, 1])
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def test_features_are_those_of_the_paper_convolution_first_then_pooling(network)
         weight = network.add_on.weight[:, :, None, None]
         convolved = torch.nn.functional.conv2d(grid, weight, network.add_on.bias)
         expected = torch.sigmoid(convolved.mean(dim=(2, 3)))
-        features = network.features(views)
+        features = network.features_of(network.encode(views))
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
     assert ((features > 0) & (features < 1)).all()
 
@@ -46,14 +48,14 @@ def test_a_batch_of_bags_is_classified_as_a_plain_loop_does(network):
     views = random_views(6)
     with torch.no_grad():
         output = network(views, torch.tensor(LENGTHS))
-        features = network.features(views)
+        features = network.features_of(network.encode(views))
         start = 0
         for bag, length in enumerate(LENGTHS):
             for prototype, vector in enumerate(network.prototypes):
                 distances = ((features[start : start + length] - vector) ** 2).sum(dim=1)
                 least = distances.min()
                 assert output.distance[bag, prototype].item() == pytest.approx(least.item(), rel=1e-5)
-                assert output.view[bag, prototype].item() == start + distances.argmin().item()
+                assert output.element[bag, prototype].item() == start + distances.argmin().item()
                 similarity = torch.log((least + 1) / (least + 1e-3))
                 assert output.similarity[bag, prototype].item() == pytest.approx(similarity.item(), rel=1e-5)
             logits = network.last_layer.weight @ output.similarity[bag]
@@ -69,7 +71,7 @@ def test_a_bag_gets_the_same_answer_alone_as_among_others(network):
         for bag, length in enumerate(LENGTHS):
             alone = network(views[start : start + length], torch.tensor([length]))
             torch.testing.assert_close(alone.logits[0], together.logits[bag], atol=1e-4, rtol=1e-4)
-            assert torch.equal(alone.view[0] + start, together.view[bag])
+            assert torch.equal(alone.element[0] + start, together.element[bag])
             start += length
 
 
@@ -90,8 +92,8 @@ def test_a_black_box_starts_undecided_and_reads_whole_images():
     blackbox = BlackBox(Backbone("test_efficientnet"), num_classes=3).eval()
     views = random_views(2)
     with torch.no_grad():
-        assert blackbox(views).tolist() == [[0, 0, 0], [0, 0, 0]]
+        assert blackbox.logits_of(blackbox.encode(views), ONE_EACH).tolist() == [[0, 0, 0], [0, 0, 0]]
         blackbox.classifier.weight.normal_()
         blackbox.classifier.bias.normal_()
         expected = blackbox.backbone.pooled(views) @ blackbox.classifier.weight.T + blackbox.classifier.bias
-        torch.testing.assert_close(blackbox(views), expected)
+        torch.testing.assert_close(blackbox.logits_of(blackbox.encode(views), ONE_EACH), expected)

@@ -5,6 +5,7 @@ from pipeline.report.curves import PLOT, Series, lay_out, nice_ticks, training_c
 from pipeline.report.inputs import PhaseReport, read_curve
 
 LOSS_TERMS = ("loss", "cross_entropy", "cluster", "separation", "diversity")
+ONE_PHASE = {"network": {"joint": PhaseReport(epochs=2, best_epoch=2, val_accuracy=0.6)}}
 
 
 def write_curve(path, values):
@@ -90,24 +91,47 @@ def test_a_damaged_curve_is_refused_by_name(tmp_path, content):
 
 
 def test_kept_epochs_are_counted_over_the_phases(tmp_path):
-    write_network(tmp_path / "protomask", LOSS_TERMS, [0.5, 0.6, 0.7, 0.8, 0.7])
+    write_network(tmp_path / "network", LOSS_TERMS, [0.5, 0.6, 0.7, 0.8, 0.7])
     write_network(tmp_path / "blackbox", ["loss"], [0.5, 0.6, 0.7, 0.8, 0.9])
     phases = {
         "joint": PhaseReport(epochs=2, best_epoch=1, val_accuracy=0.8),
         "warmup": PhaseReport(epochs=3, best_epoch=0, val_accuracy=0.4),
     }
-    charts = training_charts(tmp_path, {"protomask": phases, "blackbox": phases})
-    protomask, blackbox = charts[0].lines
-    assert protomask.dots == (positions(protomask)[3],)  # the warm-up kept its start
+    charts = training_charts(tmp_path, {"network": phases, "blackbox": phases}, "protomask")
+    network, blackbox = charts[0].lines
+    assert network.dots == (positions(network)[3],)  # the warm-up kept its start
+    assert network.title == "ProtoMask"
     assert blackbox.title == "Black box"
     assert [label.title for label in charts[0].phases] == ["warm-up", "joint"]
     assert len(charts) == 7  # accuracy, two losses, four terms
 
 
 def test_a_run_of_one_phase_without_a_black_box_has_its_charts(tmp_path):
-    write_network(tmp_path / "protomask", LOSS_TERMS, [0.5, 0.6])
-    summary = {"protomask": {"joint": PhaseReport(epochs=2, best_epoch=2, val_accuracy=0.6)}}
-    charts = training_charts(tmp_path, summary)
+    write_network(tmp_path / "network", LOSS_TERMS, [0.5, 0.6])
+    charts = training_charts(tmp_path, ONE_PHASE, "protomask")
     assert [line.title for line in charts[0].lines] == ["ProtoMask"]
     assert len(charts) == 6
     assert all(len(chart.phases) == 1 and chart.phases[0].start is None for chart in charts)
+
+
+def test_every_term_of_the_loss_has_a_chart_also_one_without_a_title(tmp_path):
+    write_network(tmp_path / "network", ["loss", "presence", "novel", "classification", "another"], [0.5, 0.6])
+    charts = training_charts(tmp_path, ONE_PHASE, "pipnet")
+    titles = [chart.title for chart in charts]
+    assert titles[:2] == ["Validation accuracy, %", "Loss of PIP-Net"]
+    assert [title.split(" ")[0] for title in titles[2:]] == ["Classification", "Presence", "another", "novel"]
+
+
+def test_a_black_box_as_the_network_of_a_run_has_its_loss(tmp_path):
+    write_network(tmp_path / "network", ["loss"], [0.5, 0.6])
+    charts = training_charts(tmp_path, ONE_PHASE, "blackbox")
+    assert [chart.title for chart in charts] == ["Validation accuracy, %", "Loss of the black box"]
+    assert [line.title for line in charts[0].lines] == ["Black box"]
+
+
+@pytest.mark.parametrize("name", ["val/accuracy", "val/loss", "train/loss"])
+def test_a_curve_that_every_network_has_is_missed(tmp_path, name):
+    write_network(tmp_path / "network", LOSS_TERMS, [0.5, 0.6])
+    (tmp_path / "network/plots/metrics" / f"{name}.tsv").unlink()
+    with pytest.raises(PipelineError, match=rf"{name}\.tsv does not exist"):
+        training_charts(tmp_path, ONE_PHASE, "protomask")

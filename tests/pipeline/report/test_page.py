@@ -1,8 +1,10 @@
+import pytest
+
 from pipeline.report.page import table_columns, table_lines
 
 
-def line_of(metrics, key):
-    (line,) = [line for line in table_lines(metrics) if line.metric.key == key]
+def line_of(metrics, key, head="protomask"):
+    (line,) = [line for line in table_lines(metrics, head) if line.metric.key == key]
     return line
 
 
@@ -10,14 +12,24 @@ def metrics(key, family="classification", **values):
     return {row: {family: {key: value}} for row, value in values.items()}
 
 
-def test_the_black_box_stands_beside_protomask():
-    rows = {row: {} for row in ("protomask_trained", "protomask", "blackbox", "protomask_projected")}
-    assert [column.row for column in table_columns(rows)] == [
-        "protomask",
-        "blackbox",
-        "protomask_projected",
-        "protomask_trained",
+@pytest.mark.parametrize(("head", "title"), [("protomask", "ProtoMask"), ("pipnet", "PIP-Net")])
+def test_the_black_box_stands_beside_the_network_and_its_earlier_states_follow(head, title):
+    rows = {row: {} for row in (f"{head}_trained", head, "blackbox", f"{head}_projected")}
+    columns = table_columns(rows, head)
+    assert [column.row for column in columns] == [head, "blackbox", f"{head}_projected", f"{head}_trained"]
+    assert [column.title for column in columns] == [
+        title,
+        "Black box",
+        f"{title} before fine-tuning",
+        f"{title} before projection",
     ]
+    assert [column.is_baseline for column in columns] == [False, True, False, False]
+
+
+def test_a_black_box_by_itself_is_one_column_without_a_price():
+    rows = metrics("accuracy", blackbox=0.8)
+    (column,) = table_columns(rows, "blackbox")
+    assert (column.row, column.is_baseline) == ("blackbox", False)
 
 
 def test_the_best_value_is_the_highest_or_the_lowest_as_the_metric_says():

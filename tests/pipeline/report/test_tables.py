@@ -1,5 +1,6 @@
 import csv
 import re
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -7,7 +8,10 @@ import pytest
 
 from pipeline.metrics.interface import Metric
 from pipeline.metrics.registry import METRICS, metric
+from pipeline.params import ModelParams
 from pipeline.report.tables import (
+    FULL_TITLES,
+    HEAD_TITLES,
     ROW_TITLES,
     latex,
     latex_text,
@@ -141,3 +145,30 @@ def test_latex_prints_names_and_captions_as_they_stand():
     assert r"family & metric & row\_1 \\" in text
     assert r"f\_1 & m & 1 \\" in text
     assert r"\begin{table}" not in latex(frame)
+
+
+def test_every_head_and_its_earlier_states_have_titles_in_order():
+    assert set(HEAD_TITLES) == set(get_args(ModelParams.model_fields["head"].annotation))
+    expected = [
+        *(f"{head}{state}" for head in HEAD_TITLES if head != "blackbox" for state in ("", "_projected", "_trained")),
+        "blackbox",
+    ]
+    assert list(ROW_TITLES) == list(FULL_TITLES) == expected
+    assert [ROW_TITLES[row] for row in ("pipnet", "pipnet_projected", "pipnet_trained")] == [
+        "PIP-Net",
+        "- before fine-tuning",
+        "- before projection",
+    ]
+    assert FULL_TITLES["pipnet_trained"] == "PIP-Net before projection"
+    assert len(set(FULL_TITLES.values())) == len(FULL_TITLES)
+
+
+def test_the_table_of_another_head_has_its_columns(metrics):
+    renamed = {row.replace("protomask", "protopool"): families for row, families in metrics.items()}
+    columns = list(metrics_frame(dict(reversed(renamed.items()))).columns)
+    assert columns[2:] == ["ProtoPool", "- before fine-tuning", "- before projection", "Black box"]
+
+
+def test_columns_of_one_name_are_told_apart_by_their_place():
+    frame = pd.DataFrame([["a", "b", "1", "2"]], columns=["family", "metric", "one", "one"])
+    assert markdown(frame, np.array([[False, False, False, True]])).splitlines()[-1].count("**") == 2

@@ -11,6 +11,7 @@ from pipeline.report.thumbnails import (
     OUTLINE_RGB,
     SourceImage,
     SourceView,
+    around_place,
     draw_source,
     shrunk,
     with_outline_and_box,
@@ -75,3 +76,21 @@ def test_an_image_of_another_size_than_its_table_says_is_refused(tmp_path):
     Image.fromarray(GREY).save(tmp_path / "a.png")
     with pytest.raises(PipelineError, match=r"a\.png: is 60x40, its table says 60x41"):
         draw_source(SourceImage(tmp_path / "a.png", 60, 41, ()), side_px=30)
+
+
+@pytest.mark.parametrize("shown", [Box(0, 0, 60, 40), Box(7, 3, 67, 43)])
+@pytest.mark.parametrize("cell", [(0, 0), (1, 2), (3, 4), (2, 0)])
+def test_around_a_place_lie_the_pixels_that_show_its_cell_or_a_neighbour(shown, cell):
+    view = np.arange(29 * 31 * 3, dtype=np.uint32).reshape(29, 31, 3).astype(np.uint8)
+    view[..., 0], view[..., 1] = np.arange(29)[:, None], np.arange(31)  # so that each pixel is another
+    row, column = cell  # of 4 x 5 cells of 10 x 12 pixels
+    place = Box(shown.x0 + 12 * column, shown.y0 + 10 * row, shown.x0 + 12 * column + 12, shown.y0 + 10 * row + 10)
+    rows = [y for y in range(29) if row - 1 <= (y + 0.5) / 29 * 4 < row + 2]
+    columns = [x for x in range(31) if column - 1 <= (x + 0.5) / 31 * 5 < column + 2]
+    np.testing.assert_array_equal(around_place(view, place, shown), view[np.ix_(rows, columns)])
+
+
+def test_a_place_smaller_than_a_pixel_of_the_view_shows_one():
+    view = np.zeros((2, 2, 3), dtype=np.uint8)
+    assert around_place(view, Box(999, 999, 1000, 1000), Box(0, 0, 1000, 1000)).shape == (1, 1, 3)
+    assert around_place(view, Box(0, 0, 1, 1), Box(0, 0, 1000, 1000)).shape == (1, 1, 3)

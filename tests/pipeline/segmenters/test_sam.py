@@ -1,4 +1,6 @@
+import hashlib
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +165,23 @@ def test_the_projects_own_network_is_loaded_from_its_weights_and_refuses_others(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("batched", [True, False])
+def test_with_bgr_the_network_sees_red_and_blue_exchanged(tiny_registry, batched):
+    sam = KEEP_ALL.model_copy(update={"crop_n_layers": 0, "model_type": "vit_b", "batched": batched})
+    params = MasksParams(segmenter="sam", weights=str(tiny_registry), sam=sam)
+    image = noise(32, 48)
+    before, exchanged = image.copy(), image[..., ::-1].copy()
+    rgb, bgr = make_segmenter(params), make_segmenter(params, bgr=True)
+    assert bgr.holds_device
+    of_rgb, of_bgr = ([mask.score for mask in s.segment(Picture(image))] for s in (rgb, bgr))
+    assert len(of_bgr) > 5
+    assert of_rgb != of_bgr
+    (expected,) = rgb.stream([Picture(exchanged)])
+    assert list(bgr.stream([Picture(image)] * 2)) == [expected] * 2
+    assert [segment.stored() for segment in bgr.segment(Picture(image))] == expected
+    np.testing.assert_array_equal(image, before)
+
+
 # devices
 
 
@@ -249,6 +268,22 @@ def test_sizes_of_batches_do_not_change_the_fingerprint_and_what_shapes_masks_do
     assert of() == of(images_per_batch=3) == of(points_per_batch=7) == of(images_per_batch=1, points_per_batch=1)
     shaping = {"pred_iou_thresh": 0.5, "crop_n_layers": 0, "min_mask_region_area": 3, "cuda_precision": "float32"}
     assert len({of(), *(of(**{name: value}) for name, value in shaping.items())}) == 5
+
+
+@pytest.mark.parametrize("segmenter", ["sam", "sam2"])
+def test_bgr_changes_the_fingerprint_and_without_it_the_fingerprint_is_what_it_was(tmp_path, segmenter):
+    weights = tmp_path / "weights"
+    weights.write_bytes(b"any")
+    params = MasksParams(segmenter=segmenter, weights=str(weights))
+    section = getattr(params, segmenter).model_dump(mode="json")
+    for key in {"images_per_batch", "points_per_batch"} & set(section):
+        del section[key]
+    settings = {"segmenter": segmenter, "settings": section, "version": {"sam": 2, "sam2": 1}[segmenter]}
+    # the hash as stores had it before there was such a switch
+    of_weights = hashlib.sha256(b"any").hexdigest()
+    known = hashlib.sha256(f"{json.dumps(settings, sort_keys=True)}\n{of_weights}".encode()).hexdigest()
+    assert fingerprint(params) == fingerprint(params, bgr=False) == known
+    assert fingerprint(params, bgr=True) != known
 
 
 @pytest.mark.parametrize("key", ["images_per_batch", "points_per_batch"])

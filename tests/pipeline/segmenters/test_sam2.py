@@ -95,6 +95,21 @@ def test_the_network_is_built_without_post_processing_and_every_setting_reaches_
     assert len(segmenter.segment(Picture(np.zeros((6, 8, 3), dtype=np.uint8)))) == 3
 
 
+def test_with_bgr_the_generator_gets_red_and_blue_exchanged(sam2_package, tmp_path):
+    params = params_with(tmp_path)
+    image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    rgb, bgr = make_segmenter(params), make_segmenter(params, bgr=True)
+    generators = rgb._generator, bgr._segmenter._generator
+    for segmenter, generator, expected in zip((rgb, bgr), generators, (image, image[..., ::-1]), strict=True):
+        assert len(segmenter.segment(Picture(image))) == 3
+        np.testing.assert_array_equal(generator.image, expected)
+        del generator.image
+        (masks,) = segmenter.stream([Picture(image)])
+        assert len(masks) == 3
+        np.testing.assert_array_equal(generator.image, expected)
+        assert generator.image.flags.c_contiguous  # torch takes no negative strides
+
+
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sam2", None)
     with pytest.raises(PipelineError, match=r"pip install 'protomask-pipeline\[sam2\]'"):

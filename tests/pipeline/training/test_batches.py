@@ -1,4 +1,5 @@
 import io
+import os
 import tarfile
 
 import numpy as np
@@ -9,20 +10,21 @@ import torch
 from pipeline.artifacts import VIEWS, write_table
 from pipeline.data.bags import BagReader
 from pipeline.model.backbone import Backbone
+from pipeline.model.blackbox import BlackBox
 from pipeline.runtime import Runtime
 from pipeline.training import embedding
-from pipeline.training.batches import ImageBags, PackedBags, PooledBags, loader, pack
-from pipeline.training.embedding import decoding_workers, iterate_pooled, pooled_features
+from pipeline.training.batches import EncodedBags, EpochOrder, ImageBags, PackedBags, loader, pack
+from pipeline.training.embedding import decoding_workers, encoded_views, iterate_encoded
 
 SIDE_PX = 32
 LENGTHS = [3, 1, 2, 4, 1, 2, 3, 1, 2]
 CPU = Runtime(device="cpu")
 
 
-def write_crops(folder):
+def write_crops(folder, seed=0):
     """Bags of the train split, LENGTHS views each, the last view the whole image; pictures of noise."""
     folder.mkdir()
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     rows = []
     with tarfile.open(folder / "train-00000.tar", "w") as tar:
         for bag_idx, length in enumerate(LENGTHS):
@@ -77,18 +79,35 @@ def reader(crops):
     return BagReader(crops, "train")
 
 
+class OnGrids(BlackBox):
+    """Asks for the places of the grid."""
+
+    grid = True
+
+
 @pytest.fixture(scope="module")
-def backbone():
+def network():
     torch.manual_seed(0)
-    return Backbone("test_efficientnet")
+    return BlackBox(Backbone("test_efficientnet"), num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def on_grids(network):
+    return OnGrids(network.backbone, num_classes=3)
+
+
+@pytest.fixture
+def cached(tmp_path):
+    return Runtime(device="cpu", cache=tmp_path / "cache")
 
 
 def numbered_bags():
-    """Pooled features that say which bag, view and version they belong to: [bag, view, version]."""
-    pooled = torch.tensor(
-        [[[bag, view, version] for version in (0, 1)] for bag, length in enumerate(LENGTHS) for view in range(length)]
-    ).float()
-    return PooledBags(pooled, LENGTHS, list(range(len(LENGTHS))))
+    """Encoded views that say which bag, view and version they belong to: [bag, view, version]."""
+    versions = [
+        torch.tensor([[bag, view, version] for bag, length in enumerate(LENGTHS) for view in range(length)]).float()
+        for version in (0, 1)
+    ]
+    return EncodedBags(versions, LENGTHS, list(range(len(LENGTHS))))
 
 
 def order_of(batches):
@@ -106,7 +125,7 @@ def test_image_bags_are_the_readers_bags_in_its_order(reader):
         assert bag.labels.tolist() == [reader.labels[bag_idx]]
 
 
-def test_pooled_bags_cut_the_packed_features_where_bags_end():
+def test_encoded_bags_cut_the_packed_views_where_bags_end():
     bags = numbered_bags()
     assert len(bags) == len(LENGTHS)
     for bag_idx, length in enumerate(LENGTHS):
@@ -133,72 +152,227 @@ def test_an_unshuffled_loader_keeps_the_order_and_leaves_nothing_out(batch_image
     assert all(len(batch.views) == batch.lengths.sum() for batch in batches)
 
 
+def epochs_of(batches, num):
+    """The orders of the first epochs, asked for as Lightning does."""
+    orders = []
+    for epoch in range(num):
+        if batches.sampler is not None and hasattr(batches.sampler, "set_epoch"):
+            batches.sampler.set_epoch(epoch)
+        orders.append(order_of(batches))
+    return orders
+
+
 def test_a_shuffled_loader_gives_every_bag_once_in_a_new_order_each_epoch():
-    shuffled = loader(numbered_bags(), 4, shuffle_seed=5)
-    epochs = [order_of(shuffled) for _ in range(3)]
+    epochs = epochs_of(loader(numbered_bags(), 4, order=EpochOrder([0] * 9, 5)), 3)
     assert all(sorted(order) == list(range(9)) for order in epochs)
     assert len({tuple(order) for order in epochs}) == 3
 
 
-@pytest.mark.parametrize("shuffle_seed", [None, 5])
-def test_the_order_depends_on_the_seed_only_and_loading_draws_from_no_other_generator(shuffle_seed):
+@pytest.mark.parametrize("seed", [None, 5])
+def test_the_order_depends_on_seed_and_epoch_only_and_loading_draws_from_no_other_generator(seed):
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = loader(numbered_bags(), 4, shuffle_seed=shuffle_seed)
-    epochs = [order_of(first) for _ in range(3)]
+    first = loader(numbered_bags(), 4, order=None if seed is None else EpochOrder([0] * 9, seed))
+    epochs = epochs_of(first, 3)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    again = loader(numbered_bags(), 3, shuffle_seed=shuffle_seed)
-    assert [order_of(again) for _ in range(3)] == epochs
+    again = loader(numbered_bags(), 3, order=None if seed is None else EpochOrder([0] * 9, seed))
+    assert epochs_of(again, 3) == epochs
+    if seed is not None:
+        again.sampler.set_epoch(1)  # an epoch that is run again is the same
+        assert order_of(again) == epochs[1]
+        other = loader(numbered_bags(), 3, order=EpochOrder([0] * 9, seed + 1))
+        assert epochs_of(other, 3) != epochs
 
 
-@pytest.mark.parametrize("shuffle_seed", [None, 5])
-def test_decoding_processes_change_neither_batches_nor_their_order(reader, shuffle_seed):
+@pytest.mark.parametrize("seed", [None, 5])
+def test_decoding_processes_change_neither_batches_nor_their_order(reader, seed):
     torch.manual_seed(1)
     state = torch.get_rng_state()
     epochs = []
     for num_workers in (0, 2):
-        batches = loader(ImageBags(reader), 4, num_workers=num_workers, shuffle_seed=shuffle_seed)
-        epochs.append([list(batches) for _ in range(3)])
+        order = None if seed is None else EpochOrder(reader.labels, seed)
+        batches = loader(ImageBags(reader), 4, num_workers=num_workers, order=order)
+        found = []
+        for epoch in range(2):
+            if order is not None:
+                order.set_epoch(epoch)
+            found.append(list(batches))
+        epochs.append(found)
     assert torch.equal(torch.get_rng_state(), state)
     for alone, in_processes in zip(*epochs, strict=True):
         for one, other in zip(alone, in_processes, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_pooled_features_are_the_backbones_of_every_view_in_the_readers_order(reader, backbone):
-    pooled = pooled_features(backbone, reader, runtime=CPU, what="views", mirror=True)
-    assert pooled.shape == (sum(LENGTHS), 2, backbone.num_channels)
+RARE = [0] * 12 + [1] * 2 + [2] * 5  # class of each bag
+
+
+def test_balanced_orders_draw_every_class_equally_often_and_no_bag_again_before_all_of_its_class():
+    order = EpochOrder(RARE, 3, "class_balanced")
+    one_more = set()
+    for epoch in range(20):
+        order.set_epoch(epoch)
+        drawn = list(order)
+        assert len(drawn) == len(order) == len(RARE)
+        counts = np.bincount([RARE[idx] for idx in drawn], minlength=3)
+        assert sorted(counts.tolist()) == [6, 6, 7]  # 19 draws of 3 classes
+        one_more.add(int(counts.argmax()))
+        for label, num in enumerate(counts):
+            of_bag = [drawn.count(idx) for idx, known in enumerate(RARE) if known == label]
+            assert sum(of_bag) == num
+            assert max(of_bag) - min(of_bag) <= 1
+    assert one_more == {0, 1, 2}  # the remainder goes to all of them by turns of chance
+
+
+def test_balanced_orders_of_equal_classes_take_every_bag_once():
+    order = EpochOrder([0, 1] * 6, 0, "class_balanced")
+    assert sorted(order) == list(range(12))
+
+
+@pytest.mark.parametrize("where", ["memory", "files"])
+def test_encoded_views_are_the_backbones_of_every_view_in_the_readers_order(reader, network, cached, where):
+    runtime = CPU if where == "memory" else cached
     views = torch.cat([torch.from_numpy(reader.views(bag_idx)) for bag_idx in range(len(reader))]).permute(0, 3, 1, 2)
+    plain, mirrored = encoded_views(network, reader, runtime=runtime, what="views", mirror=True)
+    assert plain.shape == (sum(LENGTHS), network.backbone.num_channels)
     with torch.no_grad():
-        expected = torch.stack([backbone.pooled(views), backbone.pooled(views.flip(3))], dim=1)
-    torch.testing.assert_close(pooled, expected, atol=1e-5, rtol=1e-5)
-    without = pooled_features(backbone, reader, runtime=CPU, what="views")
-    torch.testing.assert_close(without, pooled[:, :1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(plain, network.backbone.pooled(views), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(mirrored, network.backbone.pooled(views.flip(3)), atol=1e-5, rtol=1e-5)
+    (alone,) = encoded_views(network, reader, runtime=runtime, what="views")
+    assert torch.equal(alone, plain)
 
 
-def test_features_come_a_few_whole_bags_at_a_time(reader, backbone):
-    chunks = list(iterate_pooled(backbone, reader, runtime=CPU, what="views"))
+def test_mirror_images_on_a_grid_are_mirrored_back_so_that_places_correspond(reader, on_grids):
+    views = torch.cat([torch.from_numpy(reader.views(bag_idx)) for bag_idx in range(len(reader))]).permute(0, 3, 1, 2)
+    plain, mirrored = encoded_views(on_grids, reader, runtime=CPU, what="views", mirror=True)
+    assert plain.dim() == 4
+    with torch.no_grad():
+        torch.testing.assert_close(plain, on_grids.backbone(views), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(mirrored, on_grids.backbone(views.flip(3)).flip(3), atol=1e-5, rtol=1e-5)
+
+
+def count_encoding(monkeypatch, network):
+    """The number of views that each call of the backbone sees, from now on."""
+    seen = []
+    encode = type(network).encode
+    monkeypatch.setattr(type(network), "encode", lambda self, views: (seen.append(len(views)), encode(self, views))[1])
+    return seen
+
+
+def test_with_a_cache_nothing_is_encoded_twice_and_the_bits_are_those_without(reader, network, cached, monkeypatch):
+    without = encoded_views(network, reader, runtime=CPU, what="views", mirror=True)
+    seen = count_encoding(monkeypatch, network)
+    first = encoded_views(network, reader, runtime=cached, what="views", mirror=True)
+    assert sum(seen) == 2 * sum(LENGTHS)
+    second = encoded_views(network, reader, runtime=cached, what="views", mirror=True)
+    (alone,) = encoded_views(network, reader, runtime=cached, what="views")
+    chunks = [chunk for (chunk,) in iterate_encoded(network, reader, runtime=cached, what="views")]
+    assert sum(seen) == 2 * sum(LENGTHS)
+    assert len(chunks) > 1
+    for found in (first, second, (alone,), (torch.cat(chunks),)):
+        assert all(torch.equal(one, other) for one, other in zip(found, without, strict=False))
+
+
+def test_going_through_views_for_the_first_time_keeps_them_too(reader, network, cached, monkeypatch):
+    seen = count_encoding(monkeypatch, network)
+    chunks = [chunk for (chunk,) in iterate_encoded(network, reader, runtime=cached, what="views")]
+    (found,) = encoded_views(network, reader, runtime=cached, what="views")
+    assert sum(seen) == sum(LENGTHS)
+    assert torch.equal(found, torch.cat(chunks))
+
+
+def test_stopping_half_way_keeps_nothing(reader, network, cached, monkeypatch):
+    chunks = iterate_encoded(network, reader, runtime=cached, what="views")
+    next(chunks)
+    chunks.close()
+    assert list((cached.cache / "features").iterdir()) == []
+    seen = count_encoding(monkeypatch, network)
+    encoded_views(network, reader, runtime=cached, what="views")
+    assert sum(seen) == sum(LENGTHS)
+
+
+@pytest.mark.parametrize("what", ["weights", "normalisation statistics", "views", "grid"])
+def test_what_decides_the_content_decides_the_file(reader, network, on_grids, cached, monkeypatch, what, tmp_path):
+    encoded_views(network, reader, runtime=cached, what="views")
+    torch.manual_seed(0)
+    other = BlackBox(Backbone("test_efficientnet"), num_classes=3)
+    other.backbone.load_state_dict(network.backbone.state_dict())
+    if what == "weights":
+        with torch.no_grad():
+            next(other.backbone.parameters()).mul_(1.01)
+    elif what == "normalisation statistics":
+        other.backbone.state_dict()["_network.bn1.running_mean"] += 1e-3
+    elif what == "grid":
+        other = on_grids
+    else:
+        write_crops(tmp_path / "crops", seed=1)
+        reader = BagReader(tmp_path / "crops", "train")
+    expected = encoded_views(other, reader, runtime=CPU, what="views")
+    seen = count_encoding(monkeypatch, other)
+    found = encoded_views(other, reader, runtime=cached, what="views")
+    assert sum(seen) == sum(LENGTHS)
+    assert torch.equal(found[0], expected[0])
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "cut short", "empty"])
+def test_a_damaged_file_is_computed_again(reader, network, cached, damage):
+    (expected,) = encoded_views(network, reader, runtime=CPU, what="views")
+    encoded_views(network, reader, runtime=cached, what="views")
+    (path,) = (cached.cache / "features").glob("*.npy")
+    content = bytearray(path.read_bytes())
+    if damage == "flipped bit":
+        content[-5] ^= 1
+    path.write_bytes(
+        bytes(content)
+        if damage == "flipped bit"
+        else bytes(content[: len(content) // 2 if damage == "cut short" else 0])
+    )
+    (found,) = encoded_views(network, reader, runtime=cached, what="views")
+    assert torch.equal(found, expected)
+
+
+def test_files_beyond_the_limit_are_deleted_those_used_least_recently_first(reader, network, on_grids, cached):
+    (plain,) = encoded_views(network, reader, runtime=cached, what="views")
+    (path,) = (cached.cache / "features").glob("*.npy")
+    os.utime(path, (1, 1))
+    small = Runtime(device="cpu", cache=cached.cache, cache_gib=path.stat().st_size / 2**30)
+    encoded_views(on_grids, reader, runtime=cached, what="views")  # twice as large, or more
+    assert path.exists()
+    encoded_views(on_grids, reader, runtime=small, what="views", mirror=True)
+    assert not path.exists()
+    assert torch.isfinite(plain).all()  # mapped files live on until they are let go
+
+
+def test_what_a_caller_does_to_encoded_views_stays_with_the_caller(reader, network, cached):
+    (found,) = encoded_views(network, reader, runtime=cached, what="views")
+    expected = found.clone()
+    found.zero_()
+    assert torch.equal(encoded_views(network, reader, runtime=cached, what="views")[0], expected)
+
+
+def test_features_come_a_few_whole_bags_at_a_time(reader, network):
+    chunks = [chunk for (chunk,) in iterate_encoded(network, reader, runtime=CPU, what="views")]
     assert len(chunks) > 1
     stops = np.cumsum(LENGTHS).tolist()
     assert set(np.cumsum([len(chunk) for chunk in chunks]).tolist()) <= set(stops)
-    assert all(chunk.shape[1:] == (1, backbone.num_channels) for chunk in chunks)
+    assert all(chunk.shape[1:] == (network.backbone.num_channels,) for chunk in chunks)
 
 
 @pytest.mark.parametrize(("images", "views"), [(1, 1), (2, 3), (9, 64)])
-def test_features_do_not_depend_on_how_many_views_go_through_at_once(reader, backbone, monkeypatch, images, views):
-    expected = pooled_features(backbone, reader, runtime=CPU, what="views")
+def test_features_do_not_depend_on_how_many_views_go_through_at_once(reader, network, monkeypatch, images, views):
+    (expected,) = encoded_views(network, reader, runtime=CPU, what="views")
     monkeypatch.setattr(embedding, "_IMAGES_PER_BATCH", images)
     monkeypatch.setattr(embedding, "_VIEWS_PER_STEP", {"cpu": views})
-    torch.testing.assert_close(
-        pooled_features(backbone, reader, runtime=CPU, what="views"), expected, atol=1e-5, rtol=1e-5
-    )
+    (found,) = encoded_views(network, reader, runtime=CPU, what="views")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_embedding_leaves_a_training_backbones_statistics_alone(reader, backbone):
+def test_embedding_leaves_a_training_backbones_statistics_alone(reader, network):
+    backbone = network.backbone
     backbone.train()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
-    pooled_features(backbone, reader, runtime=CPU, what="views")
+    encoded_views(network, reader, runtime=CPU, what="views")
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
 

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,14 +7,15 @@ import torch
 from torch.utils.data import Dataset
 
 from pipeline.model.backbone import Backbone
-from pipeline.model.network import BlackBox, ProtoMask
-from pipeline.params import LossParams
+from pipeline.model.blackbox import BlackBox
+from pipeline.model.protomask import ProtoMask
 from pipeline.runtime import Runtime
-from pipeline.training.augment import make_augmentation
-from pipeline.training.batches import PackedBags, PooledBags, loader
+from pipeline.training.augment import Augmentation, make_augmentation
+from pipeline.training.batches import EncodedBags, EpochOrder, PackedBags, loader
 from pipeline.training.callbacks import KeepBest
-from pipeline.training.phases import BlackBoxPhase, FinetunePhase, JointPhase
-from pipeline.training.run import fit, prepare
+from pipeline.training.fitting import fit
+from pipeline.training.phases import FinetunePhase, TrainingPhase
+from pipeline.training.seeding import prepare
 
 CPU = Runtime(device="cpu")
 NUM_CHANNELS = 256  # of test_efficientnet
@@ -49,7 +51,7 @@ def toy_bags(num_bags, seed, num_classes=2):
         bag[rng.integers(length)] += directions[label]
         views.append(bag)
     pooled = torch.from_numpy(np.concatenate(views)).float()
-    return PooledBags(torch.stack([pooled, pooled], dim=1), lengths, labels)
+    return EncodedBags([pooled, pooled], lengths, labels)
 
 
 class Pictures(list, Dataset):
@@ -68,14 +70,14 @@ def image_bags(num_bags, seed=0):
 
 def warmup_phase(network, lr=0.02, **settings):
     rates = [(list(network.add_on.parameters()), lr), ([network.prototypes], lr)]
-    return JointPhase(network, loss=LossParams(), rates=rates, class_weights=None, **settings)
+    return TrainingPhase(network, rates=rates, class_weights=None, **settings)
 
 
 def joint_phase(network, num_layers="all", **settings):
     network.backbone.train_last(num_layers)
     learning = [parameter for parameter in network.backbone.parameters() if parameter.requires_grad]
     rates = [(learning, 0.01), (list(network.add_on.parameters()), 0.01), ([network.prototypes], 0.01)]
-    return JointPhase(network, loss=LossParams(), rates=rates, class_weights=None, **settings)
+    return TrainingPhase(network, rates=rates, class_weights=None, **settings)
 
 
 def state_of(network):
@@ -89,7 +91,7 @@ def changed(network, before):
 def run(phase, training, validation, *, epochs, batch_images=4, **settings):
     return fit(
         phase,
-        loader(training, batch_images, shuffle_seed=0),
+        loader(training, batch_images, order=EpochOrder([0] * len(training), 0)),
         loader(validation, batch_images),
         name="test",
         epochs=epochs,
@@ -109,7 +111,7 @@ def accuracy_of(network, bags):
     for idx in range(len(bags)):
         views, lengths, labels = bags[idx]
         with torch.no_grad():
-            logits = network.classify(network.features_of_pooled(views[:, 0]), lengths).logits
+            logits = network.classify(network.features_of(views[:, 0]), lengths).logits
         hits += int(logits.argmax() == labels[0])
     return hits / len(bags)
 
@@ -127,10 +129,8 @@ def test_it_learns_a_toy_problem_in_a_few_epochs():
 def test_a_black_box_learns_a_toy_problem():
     network = BlackBox(Backbone("test_efficientnet"), num_classes=2)
     bags = toy_bags(40, seed=1)
-    single = PooledBags(
-        torch.cat([bags[idx].views.sum(dim=0, keepdim=True) for idx in range(40)]), [1] * 40, bags._labels
-    )
-    phase = BlackBoxPhase(network, rates=[(list(network.classifier.parameters()), 0.02)], class_weights=None)
+    single = EncodedBags([torch.stack([bags[idx].views[:, 0].sum(dim=0) for idx in range(40)])], [1] * 40, bags._labels)
+    phase = TrainingPhase(network, rates=[(list(network.classifier.parameters()), 0.02)], class_weights=None)
     assert run(phase, single, single, epochs=5)["val_accuracy"] == 1.0
 
 
@@ -224,12 +224,12 @@ def test_the_gradient_of_an_incomplete_window_does_not_leak_into_the_next_epoch(
     for idx in range(5):
         network.zero_grad()
         bag = bags[idx]
-        phase.losses(bag._replace(views=bag.views[:, 0]))[0]["loss"].backward()
+        phase.losses(bag.views[:, 0], bag, None)[0]["loss"].backward()
         alone.append(network.prototypes.grad.clone())
     first, last = sum(alone[:3]), sum(alone[3:])
     assert len(seen) == 4
-    for step, expected in zip(seen, (first, last, first, last), strict=True):
-        torch.testing.assert_close(step, expected / 3)  # the mean over a full window
+    for step, expected in zip(seen, (first / 3, last / 2, first / 3, last / 2), strict=True):
+        torch.testing.assert_close(step, expected)  # the mean over the window
 
 
 def test_the_best_epoch_is_kept_and_reported_with_its_accuracy():
@@ -247,7 +247,7 @@ def test_a_phase_that_only_does_harm_leaves_the_start():
     assert accuracy_of(network, validation) == 1.0
     before = state_of(network)
     bags = toy_bags(16, seed=1)
-    wrong = PooledBags(bags._pooled, bags._lengths, [1 - label for label in bags._labels])
+    wrong = EncodedBags(bags._versions, bags._lengths, [1 - label for label in bags._labels])
     report = run(warmup_phase(network, lr=0.5), wrong, validation, epochs=3)
     assert (report["best_epoch"], report["val_accuracy"]) == (0, 1.0)
     assert changed(network, before) == set()
@@ -301,9 +301,8 @@ def test_validation_loss_is_a_mean_over_images_whatever_the_batches():
 
 def test_each_group_learns_at_its_rate_and_rates_step_down_by_epoch():
     network = make_network()
-    phase = JointPhase(
+    phase = TrainingPhase(
         network,
-        loss=LossParams(),
         rates=[([], 1.0), (list(network.add_on.parameters()), 0.01), ([network.prototypes], 0.004)],
         class_weights=None,
         lr_step_epochs=2,
@@ -319,7 +318,8 @@ def views_given_to(phase, batch, step):
     """The views that a step hands to the loss."""
     seen = []
     losses = phase.losses
-    phase.losses = lambda given: (seen.append(given.views), losses(given))[1]
+    phase.losses = lambda encoded, *others: (seen.append(encoded), losses(encoded, *others))[1]
+    phase.trainer = SimpleNamespace(accumulate_grad_batches=1, num_training_batches=1)
     phase.log_dict = lambda *arguments, **settings: None
     with torch.no_grad():
         step(batch, 0)
@@ -347,12 +347,27 @@ def test_without_mirroring_and_in_validation_views_are_as_they_are():
     assert (views_given_to(phase, two_versions(), phase.validation_step) == 0).all()
 
 
-def test_pictures_are_augmented_in_training_and_not_in_validation():
+class Darker(Augmentation):
+    """Halves all values."""
+
+    def __init__(self):
+        super().__init__([], [], "view")
+
+    def forward(self, views, lengths):
+        return views.float() / 510
+
+
+def test_pictures_are_augmented_in_training_and_not_in_validation(monkeypatch):
     batch = image_bags(1)[0]
-    phase = joint_phase(make_network(), augmentation=lambda views: views.float() / 510)
-    assert torch.equal(views_given_to(phase, batch, phase.training_step), batch.views.float() / 510)
-    phase = joint_phase(make_network(), augmentation=lambda views: views.float() / 510)
-    assert torch.equal(views_given_to(phase, batch, phase.validation_step), batch.views)
+    phase = joint_phase(make_network(), augmentation=Darker())
+    seen = []
+    encode = phase.network.encode
+    phase.network.encode = lambda views: (seen.append(views), encode(views))[1]
+    views_given_to(phase, batch, phase.training_step)
+    views_given_to(phase, batch, phase.validation_step)
+    assert len(seen) == 2
+    assert torch.equal(seen[0], batch.views.float() / 510)
+    assert torch.equal(seen[1], batch.views)
 
 
 def test_the_cross_entropy_is_weighed_by_class():
@@ -361,8 +376,8 @@ def test_the_cross_entropy_is_weighed_by_class():
     batch = PackedBags(*(torch.cat(parts) for parts in zip(*(bags[idx] for idx in range(6)), strict=True)))
     batch = batch._replace(views=batch.views[:, 0])
     weights = torch.tensor([1.0, 9.0])
-    phase = JointPhase(network, loss=LossParams(), rates=[([network.prototypes], 0.1)], class_weights=weights)
-    terms, logits = phase.losses(batch)
+    phase = TrainingPhase(network, rates=[([network.prototypes], 0.1)], class_weights=weights)
+    terms, logits = phase.losses(batch.views, batch, None)
     expected = torch.nn.functional.cross_entropy(logits, batch.labels, weight=weights)
     assert terms["cross_entropy"].item() == pytest.approx(expected.item())
     assert expected.item() != pytest.approx(torch.nn.functional.cross_entropy(logits, batch.labels).item())

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline.model.backbone import Backbone
-from pipeline.model.files import load_protomask, save_model
-from pipeline.model.network import ProtoMask
+from pipeline.model.files import load_model, save_model
+from pipeline.model.protomask import ProtoMask
 from pipeline.training import pruning
 from pipeline.training.nearest import EmbeddedBag
 from pipeline.training.pruning import prune, without_pruned
@@ -165,7 +165,7 @@ def test_the_pruned_network_scores_as_if_the_others_had_no_weight(network):
     torch.testing.assert_close(pruned.logits, expected)
     views = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     with torch.no_grad():
-        assert torch.equal(smaller.features(views), network.features(views))
+        assert torch.equal(*(one.features_of(one.encode(views)) for one in (smaller, network)))
     assert not smaller.training
 
 
@@ -182,8 +182,8 @@ def test_pruning_a_network_leaves_the_network_it_was_given_as_it_is(network):
 def test_a_pruned_network_comes_back_from_disk_with_the_classes_of_its_prototypes(tmp_path, network):
     smaller = without_pruned(network, KEPT)
     save_model(tmp_path, smaller, class_names=["a", "b", "c", "d"], size_px=64)
-    loaded, description = load_protomask(tmp_path)
-    assert loaded.prototype_labels.tolist() == description["prototype_labels"] == [0, 2, 1]
+    loaded, description = load_model(tmp_path)
+    assert loaded.prototype_labels.tolist() == description["settings"]["prototype_labels"] == [0, 2, 1]
     state = loaded.state_dict()
     assert state.keys() == smaller.state_dict().keys()
     assert all(torch.equal(value, state[key]) for key, value in smaller.state_dict().items())

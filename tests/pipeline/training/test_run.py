@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.training.run import class_weights, prepare
+from pipeline.training.readers import class_weights
+from pipeline.training.seeding import prepare
 
 
 def test_class_weights_are_the_inverse_frequencies_and_average_to_1_over_images():
