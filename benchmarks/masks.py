@@ -25,7 +25,7 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_
 from segment_anything.modeling import Sam
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.device import device_name
+from benchmarks.device import BF16_PEAK_FLOPS, device_name
 from pipeline.cli import command_line
 from pipeline.data.datasets.synthetic import SyntheticBirds
 from pipeline.data.images import decode_image, read_image
@@ -43,7 +43,6 @@ _PASS_IOU, _PASS_STABILITY = 0.30, 0.04  # shares of all masks, of random weight
 _SAME_IOU = 0.95
 _SAMPLED_POINTS = 128
 _MODEST = {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.6}  # thresholds for the tiny one, as in demo-sam
-_BF16_PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense, of the data sheets
 
 
 def main(
@@ -79,10 +78,10 @@ def main(
     if device != "cpu":
         packages.generate(warm_up.image)
 
-    our_masks, our_s, our_peak = _timed(
+    our_masks, our_s, our_peak = timed(
         device, lambda: list(progress(ours.generate(timed), what="ours", total=len(timed)))
     )
-    package_masks, package_s, package_peak = _timed(
+    package_masks, package_s, package_peak = timed(
         device,
         lambda: [packages.generate(picture.image) for picture in progress(timed, what="package", total=len(timed))],
     )
@@ -90,7 +89,7 @@ def main(
     matches = [_matches(theirs, mine) for theirs, mine in zip(package_masks, our_masks, strict=True)]
     num_masks = sum(len(masks) for masks in package_masks)
     gpu = torch.cuda.get_device_name() if device.startswith("cuda") else None
-    peak = next((flops for name, flops in _BF16_PEAK_FLOPS.items() if gpu and name in gpu), None)
+    peak = next((flops for name, flops in BF16_PEAK_FLOPS.items() if gpu and name in gpu), None)
     line: dict[str, Any] = {
         "benchmark": "masks",
         "device": gpu or device_name(),
@@ -170,26 +169,6 @@ def _sample(network: Sam, picture: Picture, offset: float) -> tuple[torch.Tensor
     logits, iou, _ = predictor.predict_torch(points.to(network.device) * size, labels, return_logits=True)
     inner, outer = ((logits > limit).sum((-2, -1)) for limit in (offset, -offset))
     return iou.flatten(), (inner / outer).flatten()
-
-
-def _timed(device: str, work: Any) -> tuple[list[Any], float, int]:
-    """Do WORK; its result, seconds, and the peak of memory in MiB (of the device; of the process on a CPU)."""
-    on_gpu = device.startswith("cuda")
-    if on_gpu:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak
-    start = time.perf_counter()
-    result = work()
-    if on_gpu:
-        torch.cuda.synchronize()
-        peak = torch.cuda.max_memory_allocated() // 2**20
-    seconds = time.perf_counter() - start
-    if not on_gpu:
-        status = Path("/proc/self/status").read_text()
-        peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) // 2**10
-    return result, seconds, peak
 
 
 def _crops_per_image(params: SamParams) -> int:

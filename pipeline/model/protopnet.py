@@ -24,8 +24,8 @@ class ProtoPNet(PrototypeNetwork):
     image -> backbone -> 1x1 convolution to ``dim`` -> sigmoid -> z in (0, 1)^dim at each place; squared distance to
     each prototype; minimum over the places; log similarity; linear layer without bias.
 
-    Deviation: one 1x1 convolution instead of two with a ReLU between them, so that it can start at principal
-    components, as ProtoMask's does. Prototypes are 1 x 1 in space, as in the paper's experiments.
+    Deviation: one 1x1 convolution instead of two with a ReLU between them, as ProtoMask has. Prototypes are 1 x 1 in
+    space, as in the paper's experiments.
     """
 
     head: ClassVar[str] = "protopnet"

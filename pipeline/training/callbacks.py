@@ -24,6 +24,7 @@ class KeepBest(L.Callback):  # type: ignore[misc]  # untyped here
         accuracy: the best so far, 0..1.
         epoch: when it was reached, 1 for the first; 0 is the start.
         last_epoch: how many epochs there were.
+        last_accuracy: of the last one.
     """
 
     def __init__(self, *, patience_epochs: int | None = None, hands_on_last: bool = False) -> None:
@@ -36,6 +37,7 @@ class KeepBest(L.Callback):  # type: ignore[misc]  # untyped here
         self.accuracy = -1.0
         self.epoch = -1
         self.last_epoch = 0
+        self.last_accuracy = -1.0
         self._loss = float("inf")
         self._state: State = {}
         self._patience_epochs = patience_epochs
@@ -43,6 +45,7 @@ class KeepBest(L.Callback):  # type: ignore[misc]  # untyped here
 
     def start_from(self, network: Any, *, accuracy: float, loss: float) -> None:
         """Let the state before training take part."""
+        self.last_accuracy = accuracy
         self._offer(network, accuracy, loss, epoch=0)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -54,7 +57,8 @@ class KeepBest(L.Callback):  # type: ignore[misc]  # untyped here
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             metrics = trainer.callback_metrics
             self.last_epoch = trainer.current_epoch + 1
-            self._offer(pl_module.network, float(metrics["val/accuracy"]), float(metrics["val/loss"]), self.last_epoch)
+            self.last_accuracy = float(metrics["val/accuracy"])
+            self._offer(pl_module.network, self.last_accuracy, float(metrics["val/loss"]), self.last_epoch)
             self._stop_if_out_of_patience(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -67,6 +71,7 @@ class KeepBest(L.Callback):  # type: ignore[misc]  # untyped here
         return {
             "accuracy": self.accuracy,
             "epoch": self.epoch,
+            "last_accuracy": self.last_accuracy,
             "last_epoch": self.last_epoch,
             "loss": self._loss,
             "state": self._state,
@@ -75,7 +80,8 @@ class KeepBest(L.Callback):  # type: ignore[misc]  # untyped here
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave."""
         self.accuracy, self.epoch = state_dict["accuracy"], state_dict["epoch"]
-        self.last_epoch, self._loss, self._state = state_dict["last_epoch"], state_dict["loss"], state_dict["state"]
+        self.last_accuracy, self.last_epoch = state_dict["last_accuracy"], state_dict["last_epoch"]
+        self._loss, self._state = state_dict["loss"], state_dict["state"]
 
     def _offer(self, network: Any, accuracy: float, loss: float, epoch: int) -> None:
         if (accuracy, -loss) > (self.accuracy, -self._loss):
@@ -93,13 +99,15 @@ class RunningMean(L.Callback):  # type: ignore[misc]  # untyped here
     It has to come after :class:`KeepBest` in the list of callbacks: at the end of a validation it takes its state back.
     """
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: float, *, hands_on: bool = False) -> None:
         """Start without a mean; the first step sets it.
 
         Args:
             decay: share of the mean that stays at every step of the optimiser.
+            hands_on: leave the network at the mean, where :class:`KeepBest` hands on the last epoch.
         """
         self._decay = decay
+        self._hands_on = hands_on
         self._mean: State = {}
         self._own: State = {}
         self._num_steps = 0
@@ -108,9 +116,10 @@ class RunningMean(L.Callback):  # type: ignore[misc]  # untyped here
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Let the newest state in, after batches that ended with a step."""
-        if trainer.global_step == self._num_steps:
+        num_steps = int(pl_module.num_steps)
+        if num_steps == self._num_steps:
             return
-        self._num_steps = trainer.global_step
+        self._num_steps = num_steps
         for key, value in pl_module.network.state_dict().items():
             if key in self._mean and value.is_floating_point():
                 self._mean[key] = self._mean[key].to(value.device).lerp(value, 1 - self._decay)
@@ -129,6 +138,11 @@ class RunningMean(L.Callback):  # type: ignore[misc]  # untyped here
             pl_module.network.load_state_dict(self._own)
             self._own = {}
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the mean, where that is what the last validation saw."""
+        if self._hands_on and self._mean:
+            pl_module.network.load_state_dict(self._mean)
+
     def state_dict(self) -> dict[str, Any]:
         """The mean, and after how many steps."""
         return {"mean": self._mean, "num_steps": self._num_steps}
@@ -144,12 +158,13 @@ class PhaseProgress(L.Callback):  # type: ignore[misc]  # untyped here
     def __init__(self, what: str) -> None:
         self._what = what
         self._bar: tqdm[Any] | None = None
+        self._start: tqdm[Any] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar."""
         num_batches = int(trainer.num_training_batches)
-        self._bar = progress_bar(what=self._what, total=num_batches * int(trainer.max_epochs or 1), unit="batch")
-        self._bar.update(num_batches * trainer.current_epoch)
+        total, done = num_batches * int(trainer.max_epochs or 1), num_batches * trainer.current_epoch
+        self._bar = progress_bar(what=self._what, total=total, unit="batch", initial=done)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -158,8 +173,22 @@ class PhaseProgress(L.Callback):  # type: ignore[misc]  # untyped here
         assert self._bar is not None
         self._bar.update()
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open a bar for the validation before the first epoch; the others belong to their epoch."""
+        if trainer.state.fn == "validate":
+            what = f"{self._what}, start"
+            self._start = progress_bar(what=what, total=sum(map(int, trainer.num_val_batches)), unit="batch")
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """Count a batch of it."""
+        if self._start is not None:
+            self._start.update()
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the accuracy."""
+        if self._start is not None:
+            self._start.close()
+            self._start = None
         if self._bar is not None:
             accuracy = float(trainer.callback_metrics["val/accuracy"])
             self._bar.set_postfix_str(f"val accuracy {accuracy:.3f}", refresh=False)
@@ -210,9 +239,21 @@ class Checkpoint(L.Callback):  # type: ignore[misc]  # untyped here
     taken up again ends with the same weights, to the bit, as one that was never stopped.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, order: Any) -> None:
+        """Set up the file.
+
+        Args:
+            path: of the checkpoint.
+            order: sampler of the training batches; told by ``set_epoch``, if it has that, which epoch comes next.
+        """
         self._path = path
+        self._order = order
         self._generators: dict[str, Any] | None = None  # to be restored
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Choose the order of the next epoch before decoding processes ask for it: Lightning does so after."""
+        if hasattr(self._order, "set_epoch"):
+            self._order.set_epoch(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -227,7 +268,7 @@ class Checkpoint(L.Callback):  # type: ignore[misc]  # untyped here
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the file in one step: a kill leaves the last one or this one."""
         with new_file(self._path) as work:
-            trainer.save_checkpoint(work)
+            trainer.save_checkpoint(work, weights_only=False)
 
     def state_dict(self) -> dict[str, Any]:
         """The states of the generators."""

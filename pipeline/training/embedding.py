@@ -22,7 +22,14 @@ Versions = tuple[Tensor, ...]
 _IMAGES_PER_BATCH = 4
 _VIEWS_PER_STEP = {"cpu": 16, "cuda": 256, "mps": 64}
 _BAGS_PER_STEP = 64
-_SOURCES = ("data/bags.py", "model/backbone.py", "training/embedding.py")  # whose code decides what is computed
+# whose code decides what is computed
+_SOURCES = (
+    "data/bags.py",
+    "model/backbone.py",
+    "model/network.py",
+    "training/batches.py",
+    "training/embedding.py",
+)
 
 
 def encoded_views(

@@ -35,7 +35,7 @@ def finetune(crops: Path, projected: Path, out: Path, *, params: Params, runtime
         crops: folder with shards.
         projected: folder of the projected network.
         out: gets ``model.*`` and ``prototypes.parquet`` with the new weights.
-        params: seed, finetune, compat and, of train, class_weights and what augments are used.
+        params: seed, finetune, compat and, of train, class_weights, what augments and what makes batches are used.
         runtime: device, workers and cache.
 
     Returns:
@@ -64,6 +64,7 @@ def finetune(crops: Path, projected: Path, out: Path, *, params: Params, runtime
                 joint.augmentation, per=joint.augment_per, wrapped_borders=params.compat.wrapped_borders
             ),
             moving_statistics=moving,
+            drops_last_window=moving and params.compat.dropped_window,
             is_first=False,
         )
         report = fit(
@@ -72,6 +73,7 @@ def finetune(crops: Path, projected: Path, out: Path, *, params: Params, runtime
             name="finetune",
             epochs=params.finetune.epochs,
             runtime=runtime,
+            accumulate_batches=params.train.accumulate_batches if moving else 1,
             hands_on_last=params.compat.last_epoch,
         )
     with new_folder(out) as folder:
@@ -99,8 +101,8 @@ def _encoded(
 def _images(
     network: PrototypeNetwork, training: BagReader, validation: BagReader, params: Params, runtime: Runtime
 ) -> tuple[DataLoader[PackedBags], DataLoader[PackedBags]]:
-    """Batch the views themselves: the backbone sees them augmented."""
-    batch_images, num_workers = params.finetune.batch_images, decoding_workers(runtime)
+    """Batch the views themselves, as in the joint phase: the backbone sees them augmented."""
+    batch_images, num_workers = params.train.batch_images, decoding_workers(runtime)
     order = EpochOrder(training.labels, params.seed)
     return (
         loader(ImageBags(training), batch_images, num_workers=num_workers, order=order),

@@ -3,7 +3,9 @@
 import logging
 import shutil
 import tempfile
+import time
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from pipeline.training.phases import Phase
 
 _log = logging.getLogger(__name__)
 
+_MONTH_S = 30 * 86_400
+
 
 class Checkpoints:
     """How far a training run is: a folder with a file per phase. Kept until the run is finished and published."""
@@ -27,18 +31,42 @@ class Checkpoints:
         self._folder = folder
 
     def path(self, name: str) -> Path | None:
-        """Where a phase's checkpoint lies, or will lie."""
-        return self._folder / f"{name}.ckpt" if self._folder else None
+        """Where a phase's checkpoint lies, or will lie; a damaged one is deleted."""
+        if self._folder is None:
+            return None
+        path = self._folder / f"{name}.ckpt"
+        if path.exists() and not _is_whole(path):
+            _log.warning("%s is damaged: the phase starts anew", path)
+            path.unlink()
+        return path
 
     def has(self, name: str) -> bool:
         """Whether a phase was begun."""
         path = self.path(name)
         return path is not None and path.exists()
 
+    def remove_abandoned(self) -> None:
+        """Remove the runs beside this one that nobody took up for a month."""
+        if self._folder is None or not self._folder.parent.exists():
+            return
+        for folder in self._folder.parent.iterdir():
+            newest = max((path.stat().st_mtime for path in folder.glob("*")), default=0.0)
+            if folder != self._folder and time.time() - newest > _MONTH_S:
+                shutil.rmtree(folder, ignore_errors=True)
+
     def discard(self) -> None:
         """Forget the run."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether every part of a checkpoint, which is a zip archive, has its checksum."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError):
+        return False
 
 
 def fit(
@@ -73,16 +101,16 @@ def fit(
         checkpoint: written after every epoch; where it exists, the phase goes on from it. None does neither.
 
     Returns:
-        ``epochs`` that were run, ``best_epoch`` (0 is the start) and ``val_accuracy``.
+        ``epochs`` that were run; ``best_epoch``, the one that is handed on (0 is the start), and its ``val_accuracy``.
     """
     best = KeepBest(patience_epochs=patience_epochs, hands_on_last=hands_on_last)
     callbacks: list[L.Callback] = [best, PhaseProgress(name)]
     if ema_decay is not None:
-        callbacks.append(RunningMean(ema_decay))
+        callbacks.append(RunningMean(ema_decay, hands_on=hands_on_last))
     if live is not None:
         callbacks.append(Curves(live))
     if checkpoint is not None:
-        callbacks.append(Checkpoint(checkpoint))
+        callbacks.append(Checkpoint(checkpoint, training.sampler))
     trainer = make_trainer(runtime, epochs=epochs, callbacks=callbacks, accumulate_grad_batches=accumulate_batches)
     if checkpoint is not None and checkpoint.exists():
         _log.info("%s: goes on from %s", name, checkpoint)
@@ -91,8 +119,9 @@ def fit(
         start = trainer.validate(phase, validation, verbose=False)[0]
         best.start_from(phase.network, accuracy=start["val/accuracy"], loss=start["val/loss"])
         trainer.fit(phase, training, validation)
-    _log.info("%s: validation accuracy %.4f, epoch %d of %d", name, best.accuracy, best.epoch, best.last_epoch)
-    return {"epochs": best.last_epoch, "best_epoch": best.epoch, "val_accuracy": round(best.accuracy, 6)}
+    accuracy, epoch = (best.last_accuracy, best.last_epoch) if hands_on_last else (best.accuracy, best.epoch)
+    _log.info("%s: validation accuracy %.4f, epoch %d of %d", name, accuracy, epoch, best.last_epoch)
+    return {"epochs": best.last_epoch, "best_epoch": epoch, "val_accuracy": round(accuracy, 6)}
 
 
 def make_trainer(runtime: Runtime, *, epochs: int, **settings: Any) -> L.Trainer:

@@ -21,9 +21,14 @@ class Phase(L.LightningModule, ABC):  # type: ignore[misc]  # untyped here
 
     Logs ``train/<term>`` for every term of the loss, ``val/loss`` and ``val/accuracy``; all are means over images,
     not over batches (of a class-weighted cross entropy, each batch's weighted mean counts by its images).
+
+    Attributes:
+        network: what learns.
+        num_steps: of the optimiser, so far.
     """
 
     network: Network
+    num_steps: Tensor
 
     def __init__(
         self,
@@ -64,6 +69,7 @@ class Phase(L.LightningModule, ABC):  # type: ignore[misc]  # untyped here
         self._bfloat16 = bfloat16
         self._drops_last_window = drops_last_window
         self._is_first = is_first
+        self.register_buffer("num_steps", torch.zeros((), dtype=torch.long))
 
     @abstractmethod
     def losses(self, encoded: Tensor, batch: PackedBags, other_version: Tensor | None) -> tuple[Terms, Tensor]:
@@ -119,6 +125,7 @@ class Phase(L.LightningModule, ABC):  # type: ignore[misc]  # untyped here
             optimizer_closure()
             return
         optimizer.step(closure=optimizer_closure)
+        self.num_steps += 1
         self.network.after_step()
 
     def _window(self, batch_idx: int) -> int:

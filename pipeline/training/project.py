@@ -12,7 +12,7 @@ from pipeline.artifacts import PROTOTYPES, write_table
 from pipeline.data.bags import BagReader
 from pipeline.data.boxes import Box
 from pipeline.errors import PipelineError
-from pipeline.io import new_folder
+from pipeline.io import new_folder, progress
 from pipeline.model.files import load_model, save_model
 from pipeline.model.network import PrototypeNetwork
 from pipeline.model.protomask import ProtoMask
@@ -53,7 +53,11 @@ def write_projection(crops: Path, trained: Path, out: Path, *, params: Params, r
     prepare(params.seed)
     network, description = load_model(trained)
     class_names: list[str] = description["class_names"]
-    training, validation = open_splits(crops, type(network), params.compat)
+    if params.project.prune.enabled and not isinstance(network, ProtoMask):
+        raise PipelineError(f"params.yaml: project.prune is for model.head protomask, not {network.head}")
+    # copies of views change no minimum, but two prototypes could take the same view
+    compat = params.compat.model_copy(update={"equal_bags": False})
+    training, validation = open_splits(crops, type(network), compat)
     check_classes(training, class_names, trained)
     rows: list[dict[str, Any]] = []
     report: dict[str, Any] = _report(rows) | {"val_accuracy": None, "prune": None}
@@ -61,11 +65,12 @@ def write_projection(crops: Path, trained: Path, out: Path, *, params: Params, r
         encoded_val = encoded_views(network, validation, runtime=runtime, what="features of val")[0]
         before = _accuracy(network, encoded_val, validation)
         bags: Iterable[EmbeddedBag] = _embedded(network, training, runtime)
-        if params.compat.project_last_batch:
-            bags = last_batches(bags, training.image_keys, training.labels)
         if params.project.prune.enabled:
             bags = list(bags)  # needed once more; fine-tuning keeps more of every view
-        projection = _project(network, bags, params.project)
+        sources = bags
+        if params.compat.project_last_batch:
+            sources = last_batches(bags, training.image_keys, training.labels)
+        projection = _project(network, sources, params.project)
         if network.is_projected:
             with torch.no_grad():
                 network.prototypes.copy_(projection.prototypes)
@@ -75,8 +80,7 @@ def write_projection(crops: Path, trained: Path, out: Path, *, params: Params, r
             "prune": None,
         }
         if params.project.prune.enabled:
-            if not isinstance(network, ProtoMask):
-                raise PipelineError(f"params.yaml: project.prune is for model.head protomask, not {network.head}")
+            assert isinstance(network, ProtoMask)
             pruning = _prune(network, bags, params.project.prune)
             network = without_pruned(network, pruning.kept)
             accuracy = _accuracy(network, encoded_val, validation)
@@ -164,13 +168,12 @@ def _pruning_report(pruning: Pruning, rows: Sequence[Mapping[str, Any]], class_n
 
 def _embedded(network: PrototypeNetwork, reader: BagReader, runtime: Runtime) -> Iterator[EmbeddedBag]:
     bags = iter(zip(reader.image_keys, reader.labels, reader.lengths, strict=True))
+    network.cpu()  # what encodes goes to the device and comes back with what it gives
     for encoded, *_ in iterate_encoded(network, reader, runtime=runtime, what="features of train"):
         start = 0
         per_view = network.elements_per_view(encoded)
         with torch.no_grad():
-            network.cpu()
             features = network.features_of(encoded)
-            network.backbone.to(runtime.torch_device)
         while start < len(features):
             ((image_key, label, length),) = islice(bags, 1)
             yield EmbeddedBag(image_key, label, features[start : start + length * per_view].clone())
@@ -189,15 +192,18 @@ def _rows(
     network.to(runtime.torch_device).eval()
     position = {image_key: bag_idx for bag_idx, image_key in enumerate(reader.image_keys)}
     rows: list[dict[str, Any]] = []
-    for idx, (known, source) in enumerate(zip(prototype_rows(network, class_names), projection.sources, strict=True)):
-        row: dict[str, Any] = dict.fromkeys(PROTOTYPES.names) | known
+    known = prototype_rows(network, class_names)
+    first = torch.from_numpy(reader.views(0)[:1]).permute(0, 3, 1, 2)
+    per_view = network.elements_per_view(network.encode(first.to(runtime.torch_device)))
+    for idx, source in enumerate(progress(projection.sources, what="sources", total=len(known), unit="prototype")):
+        row: dict[str, Any] = dict.fromkeys(PROTOTYPES.names) | known[idx]
         if source is not None:
             bag_idx = position[source.image_key]
             pixels = torch.from_numpy(reader.views(bag_idx)).permute(0, 3, 1, 2)
-            encoded = network.encode(pixels.to(runtime.torch_device))
-            view_idx, place_idx = divmod(source.view_idx, network.elements_per_view(encoded))
+            view_idx, place_idx = divmod(source.view_idx, per_view)
+            encoded = network.encode(pixels[view_idx : view_idx + 1].to(runtime.torch_device))
             view = reader.rows(bag_idx)[view_idx]
-            distance = network.distances(network.features_of(encoded)[source.view_idx][None])
+            distance = network.distances(network.features_of(encoded)[place_idx][None])
             row |= {
                 "image_key": source.image_key,
                 "view_idx": view.view_idx,

@@ -27,6 +27,7 @@ from pipeline.runtime import Runtime
 from pipeline.training.augment import make_augmentation
 from pipeline.training.batches import EncodedBags, EpochOrder, ImageBags, PackedBags, loader, pack
 from pipeline.training.embedding import Versions, decoding_workers, encoded_views
+from pipeline.training.feature_store import hash_of_state
 from pipeline.training.fitting import Checkpoints, fit, make_trainer
 from pipeline.training.initialise import features_of_views, prototypes_from_features, whitening
 from pipeline.training.phases import Rates, TrainingPhase
@@ -77,7 +78,7 @@ def train(crops: Path, out: Path, curves: Path, *, params: Params, runtime: Runt
             prepare(params.seed)
             run = _Run(*open_splits(crops, HEADS[head], params.compat), params, runtime)
             network = _network(head, run.training, params.model, params.train, params.compat)
-            kept.append(_checkpoints(head, run))
+            kept.append(_checkpoints(network, run))
             with _live(live_folder / role) as live:
                 report[role] = _train(network, run, live, kept[-1])
             save_model(target, network, class_names=run.training.class_names, size_px=run.training.size_px)
@@ -90,7 +91,7 @@ def train(crops: Path, out: Path, curves: Path, *, params: Params, runtime: Runt
 def rehearse(crops: Path, *, params: Params, runtime: Runtime) -> None:
     """Run one batch of two images through every network, forwards, backwards and in validation, and throw it away.
 
-    What would stop a run after an hour (a wrong shape, too little memory, a loss that is not finite) stops it here.
+    What would stop a run after an hour (a wrong shape, a loss that is not finite) stops it here.
 
     Raises:
         PipelineError: a loss is not finite.
@@ -129,16 +130,16 @@ def _network(
     return make(head, backbone, num_classes, settings, train=train_params, compat=compat)
 
 
-def _checkpoints(head: str, run: _Run) -> Checkpoints:
-    """Find the folder for exactly this run: other params, data, code or device have another."""
+def _checkpoints(network: Network, run: _Run) -> Checkpoints:
+    """Find the folder for exactly this run: other params, weights, data, code or device have another."""
     if run.runtime.cache is None:
         return Checkpoints(None)
     folder = Path(pipeline.__file__).parent
     files = [file for name in _CODE for file in sorted([folder / name, *(folder / name).rglob("*.py")])]
     params = run.params.model_dump_json(include={"seed", "model", "train", "compat"})
     parts = [
-        head,
         params,
+        hash_of_state(network.backbone.state_dict()),
         run.training.fingerprint(),
         run.validation.fingerprint(),
         *(sha256_of(file.read_bytes()) for file in files if file.is_file()),
@@ -146,7 +147,10 @@ def _checkpoints(head: str, run: _Run) -> Checkpoints:
         run.runtime.torch_device,
         str(torch.get_num_threads()),
     ]
-    return Checkpoints(run.runtime.cache / "training" / f"{head}-{sha256_of(chr(10).join(parts).encode())[:16]}")
+    key = sha256_of("\n".join(parts).encode())[:16]
+    checkpoints = Checkpoints(run.runtime.cache / "training" / f"{network.head}-{key}")
+    checkpoints.remove_abandoned()
+    return checkpoints
 
 
 def _train(network: Network, run: _Run, live: Live, checkpoints: Checkpoints) -> dict[str, Any]:
@@ -280,11 +284,14 @@ def _start(network: Network, run: _Run, encoded: Versions | None = None) -> None
     from_features = train_params.prototype_init == "features"
     if not isinstance(network, PrototypeNetwork) or not network.is_projected:
         return
-    if not from_features and train_params.addon_init != "pca":
+    # of single places, the small components are noise: blown up to unit variance, they drown the others
+    from_components = train_params.addon_init == "pca" and not network.grid
+    if not from_features and not from_components:
         return
     views = (encoded or _encoded_training(network, run))[0]
+    _log.info("finding where the add-on layer and the prototypes start")
     network.cpu()
-    if train_params.addon_init == "pca":
+    if from_components:
         weight, bias = whitening(views, len(network.add_on.weight))
         network.add_on.weight[: len(weight)] = weight
         network.add_on.bias[: len(bias)] = bias

@@ -8,13 +8,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from pipeline.data.bags import filled_up
 from pipeline.data.boxes import Box, EmptyMaskError, box_of_mask
 from pipeline.data.views import box_of_view, choose_masks, cut_view
 from pipeline.params import CropsParams, GridParams
 from pipeline.segmenters.grid import GridSegmenter
 from pipeline.segmenters.interface import Picture, Segment
 from pipeline.segmenters.slit import segments_from_boundaries
-from pipeline.training.run import class_weights
+from pipeline.training.readers import class_weights
 from tests.conformance.answers import Answer, Deviating, Lacking, Skip, Translated, adapter
 from tests.conformance.vectors import Case
 
@@ -201,16 +202,32 @@ def crops(case: Case) -> Answer:
 
 @adapter("datasets/interfaces/dataset_interface.py", "reduce_masks")
 def fewer_masks(case: Case) -> Answer:
-    """Masks are stripes, each a pixel shorter than the one before."""
-    limits = [limit for operation, limit in case.params["ops"] if operation == "reduce"]
-    if len(limits) < len(case.params["ops"]):
-        raise Skip("bags are ragged: masks are not copied to make counts equal (DEVIATIONS.md ragged bags)")
-    counts = case.inputs["counts"].tolist()
-    kept = [_chosen(_stripes(count), max_views=min(limits)) for count in counts]
+    """Masks are stripes, each a pixel shorter than the one before; copies are those of ``compat.equal_bags``."""
+    if (case.inputs["counts"] == 0).any():
+        raise Skip("an image without masks has a view all the same, the whole image (DEVIATIONS.md C7)")
+    kept = [list(range(count)) for count in case.inputs["counts"].tolist()]
+    is_copied = False
+    for operation, limit in case.params["ops"]:
+        if operation == "reduce" and not is_copied:
+            kept = [_chosen(_stripes(len(idxs)), max_views=limit) for idxs in kept]
+        elif operation == "balance":
+            longest = {split: max(len(kept[idx]) for idx in rows) for split, rows in _rows_of(case.inputs["split"])}
+            kept = [
+                [idxs[idx] for idx in filled_up(len(idxs), longest[split])]
+                for idxs, split in zip(kept, case.inputs["split"].tolist(), strict=True)
+            ]
+            is_copied = True
+        else:
+            raise Skip("views are chosen before they are copied, never after")
     slots = np.full((len(kept), max(map(len, kept), default=0)), -1)
     for row, idxs in zip(slots, kept, strict=True):
         row[: len(idxs)] = idxs
-    return {"n": np.array([len(idxs) for idxs in kept]), "slots": slots, "mask_ids": slots}
+    mask_ids = Lacking("a copy has no number of its own") if is_copied else slots
+    return {"n": np.array([len(idxs) for idxs in kept]), "slots": slots, "mask_ids": mask_ids}
+
+
+def _rows_of(split: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    return [(number, np.flatnonzero(split == number)) for number in np.unique(split).tolist()]
 
 
 def _stripes(count: int) -> list[np.ndarray]:

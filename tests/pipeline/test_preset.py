@@ -61,6 +61,10 @@ def _run_here(params_file: Path, presets: Path, *args: object):
 # the presets that ship
 
 
+def test_the_authors_preset_turns_every_departure_on():
+    assert all(compose("cub200-sam2-authors", presets=PRESETS).compat.model_dump().values())
+
+
 def test_every_preset_of_the_project_validates_and_says_what_it_is():
     assert len(NAMES) >= 14
     assert {"demo", "paper"} < set(NAMES)

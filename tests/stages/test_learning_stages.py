@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,18 +15,21 @@ import pytest
 import simplejpeg
 import torch
 import yaml
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from pipeline.artifacts import PROTOTYPES, VIEWS, metadata_of, read_table, write_table
 from pipeline.data.bags import BagReader
 from pipeline.io import read_json
+from pipeline.model.backbone import Backbone
 from pipeline.model.files import load_model
 from pipeline.model.prototypes import squared_distance
 from pipeline.params import Params, load_params
 from pipeline.runtime import Runtime
-from pipeline.training import embedding, projection, run, seeding
+from pipeline.training import embedding, project, projection, run, seeding
 from pipeline.training.callbacks import Checkpoint
 from pipeline.training.phases import TrainingPhase
+from pipeline.training.pruning import prune
 from stages.evaluate import app as evaluate_app
 from stages.finetune import app as finetune_app
 from stages.project import app as project_app
@@ -305,6 +309,109 @@ def test_a_run_ended_by_the_system_at_any_moment_goes_on_to_the_same_bytes(tmp_p
     assert num_killed > 0
     killed.run("train")
     assert bytes_of(killed.trained) == bytes_of(never_stopped.trained)
+
+
+@pytest.mark.slow
+def test_a_run_killed_with_decoding_processes_goes_on_to_the_same_bytes(tmp_path, crops, monkeypatch):
+    for module in (run, embedding):
+        monkeypatch.setattr(module, "decoding_workers", lambda runtime: 2)
+    changes = RESUMED | {"train__baseline": False, "train__warmup__epochs": 0, "train__prototype_init": "uniform"}
+    changes["train__addon_init"] = "random"
+    whole, killed = (Pipeline(tmp_path / name, crops, **changes) for name in ("whole", "killed"))
+    whole.run("train")
+    with pytest.MonkeyPatch.context() as patch:
+        kill_after(patch, 1)
+        with pytest.raises(Killed):
+            killed.train()
+    killed.run("train")
+    assert bytes_of(killed.trained, killed.results) == bytes_of(whole.trained, whole.results)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut short", "wiped"])
+def test_a_damaged_checkpoint_starts_its_phase_anew(tmp_path, crops, never_stopped, damage):
+    killed = Pipeline(tmp_path, crops, **RESUMED)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_after(patch, 2)
+        with pytest.raises(Killed):
+            killed.train()
+    (path,) = (tmp_path / "cache" / "training").rglob("*.ckpt")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 200] = bytes(200)  # more than the archive pads its parts with
+    path.write_bytes({"empty": b"", "cut short": content[: len(content) // 2], "wiped": content}[damage])
+    result = killed.train()
+    assert result.exit_code == 0
+    assert "is damaged: the phase starts anew" in result.output
+    assert bytes_of(killed.trained, killed.results) == bytes_of(never_stopped.trained, never_stopped.results)
+
+
+def test_replaced_weights_start_a_stopped_run_anew(tmp_path, crops):
+    weights = tmp_path / "weights.safetensors"
+    changes = RESUMED | {"train__baseline": False, "model__weights": str(weights), "model__pretrained": True}
+
+    def write_weights(seed):
+        torch.manual_seed(seed)
+        state = Backbone("test_efficientnet")._network.state_dict()
+        save_file({key: value.contiguous() for key, value in state.items()}, weights)
+
+    write_weights(0)
+    killed = Pipeline(tmp_path / "killed", crops, **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_after(patch, 4)
+        with pytest.raises(Killed):
+            killed.train()
+    write_weights(1)
+    killed.run("train")
+    clean = Pipeline(tmp_path / "clean", crops, **changes).run("train")
+    assert bytes_of(killed.trained) == bytes_of(clean.trained)
+
+
+def test_runs_that_nobody_took_up_for_a_month_are_removed(tmp_path, crops):
+    old, recent = (tmp_path / "cache" / "training" / name for name in ("protomask-old", "protomask-recent"))
+    for folder in (old, recent):
+        folder.mkdir(parents=True)
+        (folder / "warmup.ckpt").write_bytes(b"")
+    os.utime(old / "warmup.ckpt", (1, 1))
+    Pipeline(tmp_path, crops, **RESUMED, train__baseline=False).run("train")
+    assert (old.exists(), recent.exists()) == (False, True)
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_the_reported_accuracy_is_that_of_the_network_that_is_handed_on(tmp_path, crops, ema_decay):
+    changes = RESUMED | {"compat__last_epoch": True, "train__ema_decay": ema_decay, "train__baseline": False}
+    changes |= {"train__joint__lr_backbone": 0.3, "train__joint__lr_addon": 0.3}  # which does harm
+    pipeline = Pipeline(tmp_path, crops, **changes).run("train", "project")
+    reported = read_json(pipeline.results / "train" / "summary.json")["network"]["joint"]
+    assert reported["best_epoch"] == reported["epochs"] == 3
+    before = read_json(pipeline.results / "project.json")["val_accuracy"]["before"]
+    assert before == pytest.approx(reported["val_accuracy"], abs=1e-6)
+
+
+def test_pruning_asks_all_images_also_when_projection_takes_the_last_batch_only(tmp_path, done, monkeypatch):
+    asked = []
+    monkeypatch.setattr(project, "prune", lambda *args, **kw: (asked.extend(args[2]), prune(*args, **kw))[1])
+    monkeypatch.setattr(projection, "_AUTHORS_BATCH", 4)
+    changes = {"compat__project_last_batch": True, "project__prune__enabled": True, "project__prune__threshold": 1}
+    again = Pipeline(tmp_path, done.crops, **changes)
+    again.trained = done.trained
+    again.run("project")
+    assert len(asked) == 15
+
+
+def test_distinct_views_are_distinct_when_bags_are_filled_up(tmp_path, done):
+    again = Pipeline(tmp_path, done.crops, compat__equal_bags=True)
+    again.trained = done.trained
+    again.run("project")
+    assert read_json(again.results / "project.json")["num_duplicates"] == 0
+
+
+def test_projection_refuses_to_prune_other_heads_before_it_reads_a_view(tmp_path, other_head, monkeypatch):
+    if load_model(other_head.trained)[0].head == "protomask":
+        pytest.skip("its prototypes can be pruned")
+    again = Pipeline(tmp_path, other_head.crops, project__prune__enabled=True)
+    again.trained = other_head.trained
+    monkeypatch.setattr(BagReader, "views", None)
+    assert "project.prune is for model.head protomask" in one_line(again.project())
 
 
 @pytest.mark.parametrize(
@@ -658,7 +765,7 @@ def test_handing_on_the_last_epoch_leaves_every_phase_where_it_ended(tmp_path, c
     best = Pipeline(tmp_path, crops, **RESUMED | {"train__baseline": False}).run("train")
     assert bytes_of(best.trained) != bytes_of(without_compat.trained)
     summaries = [read_json(one.results / "train" / "summary.json")["network"] for one in (best, without_compat)]
-    assert summaries[0]["warmup"] == summaries[1]["warmup"]
+    assert summaries[1]["warmup"]["best_epoch"] == summaries[1]["warmup"]["epochs"] == 3
 
 
 def test_a_frozen_add_on_layer_stays_at_its_start(tmp_path, crops):

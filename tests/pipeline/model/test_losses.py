@@ -82,26 +82,52 @@ def test_coincident_prototypes_have_a_finite_gradient_and_others_are_still_pushe
     assert torch.equal(prototypes.grad[0], prototypes.grad[1])
 
 
-@pytest.mark.parametrize("term", list(NO_WEIGHT))
-def test_every_weighted_term_of_the_joint_loss_gives_the_prototypes_a_gradient(problem, term):
+def joint_terms(problem, prototypes, **settings):
     features = torch.from_numpy(np.random.default_rng(1).random((5, 4)))
-    prototypes = problem["prototypes"].requires_grad_()
     distance = squared_distance(features, prototypes)
     logits = log_similarity(distance, 1e-4) @ torch.nn.functional.one_hot(problem["prototype_labels"]).double()
+    return joint_loss(
+        logits,
+        distance,
+        prototypes,
+        problem["labels"],
+        problem["prototype_labels"],
+        class_weights=None,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize("term", list(NO_WEIGHT))
+def test_every_weighted_term_of_the_joint_loss_gives_the_prototypes_a_gradient(problem, term):
+    prototypes = problem["prototypes"].requires_grad_()
     gradients = []
     for weight in (1.0, 2.0):
-        terms = joint_loss(
-            logits,
-            distance,
-            prototypes,
-            problem["labels"],
-            problem["prototype_labels"],
-            class_weights=None,
-            weights=LossParams(**NO_WEIGHT | {term: weight}),
-        )
-        gradients += torch.autograd.grad(terms["loss"], prototypes, retain_graph=True)
+        terms = joint_terms(problem, prototypes, weights=LossParams(**NO_WEIGHT | {term: weight}))
+        gradients += torch.autograd.grad(terms["loss"], prototypes)
     assert gradients[0].abs().max() > 1e-6
     torch.testing.assert_close(gradients[1], 2 * gradients[0])
+
+
+def test_a_constant_diversity_term_has_its_value_and_no_gradient(problem):
+    prototypes = problem["prototypes"].requires_grad_()
+    plain, constant = (
+        joint_terms(problem, prototypes, weights=LossParams(diversity=weight), constant_diversity=True)
+        for weight in (0.0, 50.0)
+    )
+    assert constant["diversity"].item() == pytest.approx(
+        joint_terms(problem, prototypes, weights=LossParams())["diversity"].item()
+    )
+    assert constant["loss"].item() > plain["loss"].item()
+    gradients = [torch.autograd.grad(terms["loss"], prototypes)[0] for terms in (plain, constant)]
+    assert torch.equal(gradients[0], gradients[1])
+
+
+def test_saturating_terms_end_at_the_largest_distance_and_stop_pulling(problem):
+    prototypes = (problem["prototypes"] + 10).requires_grad_()
+    terms = joint_terms(problem, prototypes, weights=LossParams(**NO_WEIGHT | {"cluster": 1.0}), largest_distance=4.0)
+    assert terms["cluster"].item() == terms["separation"].item() == 4.0
+    (gradient,) = torch.autograd.grad(terms["loss"], prototypes)
+    assert not gradient.any()
 
 
 def test_the_joint_loss_is_the_weighted_sum_of_its_terms_with_separation_subtracted(problem):

@@ -1,8 +1,18 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from pipeline.model.prototypes import bag_of_view, log_similarity, nearest_of, nearest_view, squared_distance
+from pipeline.model.prototypes import (
+    Pooling,
+    bag_of_view,
+    log_similarity,
+    nearest_of,
+    nearest_view,
+    pooled_distance,
+    squared_distance,
+)
 
 
 def random_bags(seed, lengths, num_prototypes=5):
@@ -102,3 +112,67 @@ def test_nearest_of_takes_the_minimum_over_wanted_prototypes():
     distance = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0], [3.0, 1.0, 2.0]])
     wanted = torch.tensor([[True, False, True], [True, True, True], [False, False, False]])
     assert nearest_of(distance, wanted).tolist() == [2.0, 1.0, float("inf")]
+
+
+def test_the_gradient_of_nearest_of_goes_to_one_of_several_equally_near_prototypes():
+    distance = torch.tensor([[2.0, 1.0, 1.0]], requires_grad=True)
+    nearest_of(distance, torch.ones(1, 3, dtype=torch.bool)).sum().backward()
+    assert sorted(distance.grad[0].tolist()) == [0.0, 0.0, 1.0]
+
+
+POOLINGS = [Pooling(), Pooling("top_k_mean", k=2), Pooling("top_k_mean", k=3), Pooling("soft", temperature=0.3)]
+
+
+def plainly_pooled(distances, pooling):
+    """One bag and prototype, without tensors."""
+    values = sorted(distances)
+    if pooling.kind == "nearest":
+        return values[0]
+    if pooling.kind == "top_k_mean":
+        return sum(values[: pooling.k]) / len(values[: pooling.k])
+    weights = [math.exp(-value / pooling.temperature) for value in values]
+    return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS, ids=str)
+def test_pooled_distances_are_those_of_a_plain_loop_over_bags_of_any_length(pooling):
+    lengths = [4, 1, 2, 6, 3]
+    distance, all_lengths = random_bags(2, lengths)
+    found, view = pooled_distance(distance, all_lengths, pooling)
+    start = 0
+    for bag, length in enumerate(lengths):
+        for prototype in range(distance.shape[1]):
+            values = distance[start : start + length, prototype].tolist()
+            assert found[bag, prototype].item() == pytest.approx(plainly_pooled(values, pooling), rel=1e-5)
+            assert view[bag, prototype].item() == start + int(np.argmin(values))
+        start += length
+
+
+@pytest.mark.parametrize("pooling", POOLINGS, ids=str)
+def test_pooling_does_not_depend_on_how_bags_are_batched(pooling):
+    lengths = [4, 1, 2, 6, 3]
+    distance, all_lengths = random_bags(3, lengths)
+    together, _ = pooled_distance(distance, all_lengths, pooling)
+    start = 0
+    for bag, length in enumerate(lengths):
+        alone, _ = pooled_distance(distance[start : start + length], torch.tensor([length]), pooling)
+        torch.testing.assert_close(alone[0], together[bag], atol=1e-6, rtol=1e-6)
+        start += length
+
+
+@pytest.mark.parametrize("pooling", [POOLINGS[2], POOLINGS[3]], ids=str)
+def test_averaging_lets_every_view_that_counts_learn(pooling):
+    distance = torch.tensor([[1.0], [2.0], [3.0], [9.0]], requires_grad=True)
+    pooled_distance(distance, torch.tensor([4]), pooling)[0].sum().backward()
+    assert torch.isfinite(distance.grad).all()
+    assert (distance.grad[:3] != 0).all()
+    assert (distance.grad[3] == 0) == (pooling.kind == "top_k_mean")
+
+
+def test_soft_pooling_becomes_the_least_distance_as_it_hardens_and_never_overflows():
+    distance, lengths = random_bags(4, [3, 5])
+    least, _ = nearest_view(distance, lengths)
+    hard, _ = pooled_distance(distance, lengths, Pooling("soft", temperature=1e-6))
+    torch.testing.assert_close(hard, least)
+    far, _ = pooled_distance(distance + 1e6, lengths, Pooling("soft", temperature=1e-3))
+    assert torch.isfinite(far).all()

@@ -1,6 +1,9 @@
+import errno
 import io
 import os
+import subprocess
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +12,11 @@ import torch
 
 from pipeline.artifacts import VIEWS, write_table
 from pipeline.data.bags import BagReader
+from pipeline.errors import PipelineError
 from pipeline.model.backbone import Backbone
 from pipeline.model.blackbox import BlackBox
 from pipeline.runtime import Runtime
-from pipeline.training import embedding
+from pipeline.training import embedding, feature_store
 from pipeline.training.batches import EncodedBags, EpochOrder, ImageBags, PackedBags, loader, pack
 from pipeline.training.embedding import decoding_workers, encoded_views, iterate_encoded
 
@@ -344,11 +348,56 @@ def test_files_beyond_the_limit_are_deleted_those_used_least_recently_first(read
     assert torch.isfinite(plain).all()  # mapped files live on until they are let go
 
 
-def test_what_a_caller_does_to_encoded_views_stays_with_the_caller(reader, network, cached):
-    (found,) = encoded_views(network, reader, runtime=cached, what="views")
-    expected = found.clone()
-    found.zero_()
-    assert torch.equal(encoded_views(network, reader, runtime=cached, what="views")[0], expected)
+def test_a_full_disk_is_one_line_and_leaves_nothing(reader, network, cached, monkeypatch):
+    def full(self, versions):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(feature_store.Writer, "add", full)
+    with pytest.raises(
+        PipelineError, match=r"features: cannot be written \(No space left on device\); free some space"
+    ):
+        encoded_views(network, reader, runtime=cached, what="views")
+    assert list((cached.cache / "features").iterdir()) == []
+
+
+def test_an_array_that_cannot_be_mapped_is_not_taken_for_a_damaged_one(reader, network, cached, monkeypatch):
+    encoded_views(network, reader, runtime=cached, what="views")
+
+    def no_room(path, *, mmap_mode):
+        assert mmap_mode == "r"  # another mode asks for as much memory as the file is long
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(np, "load", no_room)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        encoded_views(network, reader, runtime=cached, what="views")
+    assert len(list((cached.cache / "features").glob("*.npy"))) == 1
+
+
+def test_what_killed_writers_left_is_removed_and_what_others_write_is_not(reader, network, cached):
+    folder = cached.cache / "features"
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    host = feature_store._host()
+    leftover, running, old = (
+        folder / f".writing.{name}" for name in (f"{host}.{process.pid}.x", f"{host}.{os.getppid()}.x", "abc.1.x")
+    )
+    for work in (leftover, running, old):
+        work.mkdir(parents=True)
+        (work / "0.npy").write_bytes(b"half")
+    os.utime(old, (1, 1))
+    encoded_views(network, reader, runtime=cached, what="views")
+    assert [work.exists() for work in (leftover, running, old)] == [False, True, False]
+
+
+def _gone(folder, what):
+    """A file that was there when the folder was listed."""
+    return [folder / f"{what.split('*')[0]}gone.npy"] if what.endswith(".npy") else []
+
+
+def test_a_file_that_another_process_deletes_meanwhile_does_not_stop_a_writer(reader, network, cached, monkeypatch):
+    glob = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, what: [*glob(self, what), *_gone(self, what)])
+    encoded_views(network, reader, runtime=cached, what="views")
 
 
 def test_features_come_a_few_whole_bags_at_a_time(reader, network):

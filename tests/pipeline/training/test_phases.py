@@ -204,6 +204,104 @@ def test_every_window_of_batches_is_stepped_the_last_incomplete_one_too(monkeypa
     assert len(steps) == 3 * math.ceil(num_bags / accumulate)
 
 
+@pytest.mark.parametrize(("num_bags", "accumulate"), [(12, 3), (11, 4), (2, 4)])
+def test_a_dropped_window_is_not_stepped_and_leaves_nothing_for_the_next_epoch(monkeypatch, num_bags, accumulate):
+    steps, gradients = [], []
+    adam_step = torch.optim.Adam.step
+
+    def spy(optimizer, closure):
+        result = adam_step(optimizer, closure)
+        steps.append(1)
+        gradients.append(optimizer.param_groups[1]["params"][0].grad.clone())
+        return result
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    phase = warmup_phase(make_network(), lr=1e-30, drops_last_window=True)
+    bags = toy_bags(num_bags, seed=1)
+    fit(phase, loader(bags, 1), loader(bags, 1), name="test", epochs=2, runtime=CPU, accumulate_batches=accumulate)
+    per_epoch = num_bags // accumulate
+    assert len(steps) == 2 * per_epoch
+    for first, second in zip(gradients[:per_epoch], gradients[per_epoch:], strict=True):
+        torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_running_mean_is_that_of_a_plain_loop_over_the_states_after_every_step(monkeypatch, accumulate):
+    keep_last(monkeypatch)
+    states, validated = [], []
+    adam_step = torch.optim.Adam.step
+    network = make_network()
+
+    def spy(optimizer, closure):
+        result = adam_step(optimizer, closure)
+        states.append(network.prototypes.detach().clone())
+        return result
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    phase = warmup_phase(network)
+    validation_step = phase.validation_step
+    phase.validation_step = lambda *arguments: (
+        validated.append(network.prototypes.detach().clone()),
+        validation_step(*arguments),
+    )[1]
+    bags = toy_bags(12, seed=1)
+    start = network.prototypes.detach().clone()
+    run(phase, bags, bags, epochs=2, batch_images=3, accumulate_batches=accumulate, ema_decay=0.7)
+    num_batches = 4  # of validation, before the first epoch and after each
+    expected, per_epoch = [], len(states) // 2
+    mean = states[0]
+    for number, state in enumerate(states):
+        mean = 0.7 * mean + 0.3 * state if number else mean
+        if (number + 1) % per_epoch == 0:
+            expected.append(mean)
+    assert torch.equal(validated[0], start)
+    torch.testing.assert_close(validated[num_batches], expected[0])
+    torch.testing.assert_close(validated[2 * num_batches], expected[1])
+    torch.testing.assert_close(network.prototypes.detach(), states[-1])  # training went on with its own state
+
+
+def test_with_a_running_mean_what_is_kept_is_the_mean_that_was_best():
+    network = make_network()
+    validation = toy_bags(13, seed=2)
+    report = run(warmup_phase(network, lr=0.01), toy_bags(16, seed=1), validation, epochs=5, ema_decay=0.9)
+    assert report["best_epoch"] > 0
+    assert accuracy_of(network, validation) == pytest.approx(report["val_accuracy"], abs=1e-6)
+
+
+def test_a_phase_without_anything_better_ends_after_its_patience():
+    network = make_network()
+    bags = toy_bags(13, seed=2)
+    report = run(warmup_phase(network, lr=1e-30), bags, bags, epochs=9, patience_epochs=3)
+    assert (report["epochs"], report["best_epoch"]) == (3, 0)
+
+
+def test_handing_on_the_last_epoch_reports_that_one():
+    network = make_network()
+    validation = toy_bags(13, seed=2)
+    run(warmup_phase(network), toy_bags(40, seed=1), validation, epochs=6)
+    bags = toy_bags(16, seed=1)
+    wrong = EncodedBags(bags._versions, bags._lengths, [1 - label for label in bags._labels])
+    report = run(warmup_phase(network, lr=0.5), wrong, validation, epochs=3, hands_on_last=True)
+    assert report["best_epoch"] == report["epochs"] == 3
+    assert accuracy_of(network, validation) == pytest.approx(report["val_accuracy"], abs=1e-6)
+    assert report["val_accuracy"] < 0.5
+
+
+def test_bfloat16_is_for_the_backbone_alone():
+    network = make_network()
+    phase = joint_phase(network, bfloat16=True)
+    seen = {}
+    pooled = network.backbone.pooled
+    network.backbone.pooled = lambda views: seen.setdefault("pooled", pooled(views))
+    classify = network.classify
+    network.classify = lambda features, lengths: seen.setdefault("output", classify(features, lengths))
+    bags = image_bags(2)
+    run(phase, bags, bags, epochs=1, batch_images=2)
+    assert seen["pooled"].dtype == torch.bfloat16
+    assert seen["output"].distance.dtype == seen["output"].logits.dtype == torch.float32
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
 def test_the_gradient_of_an_incomplete_window_does_not_leak_into_the_next_epoch(monkeypatch):
     keep_last(monkeypatch)
     seen = []
