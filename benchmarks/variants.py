@@ -66,6 +66,7 @@ def main(
         "preset": preset,
         "device": device_name(),
         "seeds": seeds,
+        "overrides": [entry for entry in overrides if not entry.startswith("dataset.source=")],
         "variants": results,
     }
     print(json.dumps(line))

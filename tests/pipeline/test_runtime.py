@@ -25,8 +25,9 @@ def runtime_file(tmp_path):
     return path
 
 
-def test_the_shipped_file_says_the_defaults():
-    assert load_runtime(SHIPPED) == Runtime() == Runtime(device="auto", workers="auto", engine="local")
+def test_the_shipped_file_says_the_defaults_and_keeps_a_cache():
+    assert Runtime() == Runtime(device="auto", workers="auto", engine="local", cache=None, cache_gib=20)
+    assert load_runtime(SHIPPED) == Runtime(cache=Path(".cache"))
 
 
 def test_the_file_is_read(runtime_file):
@@ -50,7 +51,7 @@ def test_the_environment_wins_over_the_file(runtime_file, monkeypatch):
 
 def test_the_log_level_in_the_environment_is_no_key_of_the_runtime(monkeypatch):
     monkeypatch.setenv("PROTOMASK_LOG", "DEBUG")
-    assert load_runtime(SHIPPED) == Runtime()
+    assert load_runtime(SHIPPED) == Runtime(cache=Path(".cache"))
 
 
 @pytest.mark.parametrize(
