@@ -1,8 +1,10 @@
 """How the pipeline runs and never what comes out: ``runtime.yaml`` and its environment overrides."""
 
+import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -88,6 +90,22 @@ def load_runtime(path: Path = _DEFAULT_FILE) -> Runtime:
         return Runtime(**(content or {}))
     except ValidationError as error:
         raise PipelineError(f"{path} or a PROTOMASK_* variable: {first_problem(error)}") from None
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread in the block: many small products take longer on several, which wait for another.
+
+    It is the process's setting; nothing else may compute meanwhile.
+    """
+    import torch  # here, so that stages without a network start without torch
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def keep_freed_memory() -> None:

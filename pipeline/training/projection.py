@@ -6,15 +6,18 @@ other classes, all but a small part, are never needed. Memory is bounded in the 
 best few views are kept.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.model.prototypes import squared_distance
+from pipeline.runtime import one_thread
 from pipeline.training.nearest import EmbeddedBag, Name, Nearest, in_batches, merge
 
 _AUTHORS_BATCH = 16  # images
@@ -69,8 +72,9 @@ def project(
     nearest: Nearest | None = None
     wanted = (bag for bag in bags if bag.label in of_class)
     for batch in in_batches(wanted, _VALUES_PER_BATCH // prototypes.shape[1]):
-        found = _nearest_views(batch, prototypes, of_class, k)
-        nearest = found if nearest is None else merge(nearest, found, k)
+        with one_thread():  # a product per class, each of a few views and prototypes
+            found = _nearest_views(batch, prototypes, of_class, k)
+            nearest = found if nearest is None else merge(nearest, found, k)
     if nearest is None:
         return Projection(prototypes.clone(), (None,) * len(prototypes))
     ranks = _distinct_ranks(nearest, of_class) if distinct_views else [0] * len(prototypes)
@@ -128,8 +132,23 @@ def _nearest_views(
         distance[owned, :num] = value[:, :num]
         item[owned, :num] = position[:, :num] + start
         start = stop
-    names = [(bag.label, bag.image_key, view) for bag in ordered for view in range(len(bag.features))]
-    return Nearest(distance, item, names, features).compact()
+    return Nearest(distance, item, _ViewNames(ordered), features).compact()
+
+
+class _ViewNames(Sequence[Name]):
+    """The names of all views of some bags, made when asked for: only those of the nearest ones ever are."""
+
+    def __init__(self, bags: Sequence[EmbeddedBag]) -> None:
+        self._bags = bags
+        self._stops = list(accumulate(len(bag.features) for bag in bags))
+
+    def __len__(self) -> int:
+        return self._stops[-1] if self._stops else 0
+
+    def __getitem__(self, idx: Any) -> Any:
+        bag_idx = bisect_right(self._stops, idx)
+        bag = self._bags[bag_idx]
+        return bag.label, bag.image_key, idx - (self._stops[bag_idx] - len(bag.features))
 
 
 def _distinct_ranks(nearest: Nearest, of_class: Mapping[int, Int[Tensor, " own"]]) -> list[int]:

@@ -1,5 +1,6 @@
 """runtime.yaml: the file, the environment over it, and what is refused."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.runtime import Runtime, keep_freed_memory, load_runtime
+from pipeline.runtime import Runtime, keep_freed_memory, load_runtime, one_thread
 
 SHIPPED = Path(__file__).parents[2] / "runtime.yaml"
 
@@ -32,6 +33,18 @@ def test_the_shipped_file_says_the_defaults_and_keeps_a_cache():
 
 def test_the_file_is_read(runtime_file):
     assert load_runtime(runtime_file) == Runtime(device="cpu", workers=3, engine="ray")
+
+
+def test_one_thread_is_for_the_block_also_when_it_fails():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    seen = []
+    with contextlib.suppress(KeyError), one_thread():
+        seen.append(torch.get_num_threads())
+        raise KeyError
+    assert seen == [1]
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
 
 
 def test_a_missing_or_empty_file_means_the_defaults(tmp_path):
