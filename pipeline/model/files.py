@@ -38,7 +38,7 @@ def save_model(folder: Path, network: Network, *, class_names: list[str], size_p
     write_json(folder / _DESCRIPTION, description)
 
 
-def read_description(folder: Path) -> dict[str, Any]:
+def _read_description(folder: Path) -> dict[str, Any]:
     """Read what the network saved in FOLDER is: head, backbone, class_names, size_px, settings.
 
     Raises:
@@ -58,7 +58,7 @@ def load_model(folder: Path) -> tuple[Network, dict[str, Any]]:
     Raises:
         PipelineError: missing or damaged.
     """
-    description = read_description(folder)
+    description = _read_description(folder)
     try:
         network = make(
             description["head"],

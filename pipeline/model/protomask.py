@@ -9,13 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pipeline.model.backbone import Backbone
-from pipeline.model.losses import finetune_loss, joint_loss
-from pipeline.model.network import BagOutput, PrototypeNetwork, Terms
-from pipeline.model.prototypes import Pooling, log_similarity, pooled_distance, squared_distance
+from pipeline.model.losses import joint_loss
+from pipeline.model.network import BagOutput, Terms
+from pipeline.model.owned import OwnedPrototypes
+from pipeline.model.prototypes import Pooling, log_similarity, pooled_distance
 from pipeline.params import CompatParams, LossParams
 
 
-class ProtoMask(PrototypeNetwork):
+class ProtoMask(OwnedPrototypes):
     """A case-based classifier of bags of views (paper section 3).
 
     view -> backbone -> 1x1 convolution to ``dim`` -> average pool -> sigmoid -> z in (0, 1)^dim; squared distance to
@@ -28,9 +29,6 @@ class ProtoMask(PrototypeNetwork):
     head: ClassVar[str] = "protomask"
     views: ClassVar[Literal["bag", "whole"]] = "bag"
     grid: ClassVar[bool] = False
-
-    prototypes: nn.Parameter
-    prototype_labels: Tensor
 
     def __init__(
         self,
@@ -56,26 +54,21 @@ class ProtoMask(PrototypeNetwork):
             loss: weights of the terms; None takes the paper's. Only training needs them, and so the next one.
             compat: departures of the authors' code; None has none.
         """
-        super().__init__(backbone)
-        self.add_on = nn.Linear(backbone.num_channels, dim)
-        self.prototypes = nn.Parameter(torch.rand(len(prototype_labels), dim))
-        self.last_layer = nn.Linear(len(prototype_labels), num_classes, bias=False)
-        self.epsilon = epsilon
+        super().__init__(
+            backbone,
+            dim=dim,
+            prototype_labels=prototype_labels,
+            num_classes=num_classes,
+            epsilon=epsilon,
+            foreign_weight=0.0,
+        )
         self.pooling = pooling or Pooling()
         self._loss = loss or LossParams()
         self._compat = compat or CompatParams()
-        self.register_buffer("prototype_labels", prototype_labels.long())
-        with torch.no_grad():
-            self.last_layer.weight.copy_(nn.functional.one_hot(self.prototype_labels, num_classes).T)
 
     def settings(self) -> dict[str, Any]:
         """Dimension, owners of the prototypes, epsilon and pooling."""
-        return {
-            "dim": self.prototypes.shape[1],
-            "pooling": asdict(self.pooling),
-            "prototype_labels": self.prototype_labels.tolist(),
-            "similarity_epsilon": self.epsilon,
-        }
+        return super().settings() | {"pooling": asdict(self.pooling)}
 
     def features_of(self, encoded: Float[Tensor, "view channel"]) -> Float[Tensor, "view dim"]:
         """Embed encoded views; values in (0, 1)."""
@@ -91,10 +84,6 @@ class ProtoMask(PrototypeNetwork):
         distance, view = pooled_distance(self.distances(features), lengths, self.pooling)
         similarity = log_similarity(distance, self.epsilon)
         return BagOutput(self.last_layer(similarity), similarity, distance, view)
-
-    def distances(self, features: Float[Tensor, "view dim"]) -> Float[Tensor, "view prototype"]:
-        """Squared distances."""
-        return squared_distance(features, self.prototypes)
 
     def training_terms(
         self,
@@ -120,42 +109,7 @@ class ProtoMask(PrototypeNetwork):
         )
         return terms, output.logits
 
-    def tuning_terms(
-        self,
-        output: BagOutput,
-        labels: Int[Tensor, " bag"],
-        *,
-        class_weights: Float[Tensor, " class"] | None,
-        l1: float,
-    ) -> Terms:
-        """See :func:`pipeline.model.losses.finetune_loss`."""
-        return finetune_loss(
-            output.logits,
-            self.last_layer.weight,
-            labels,
-            self.prototype_labels,
-            class_weights=class_weights,
-            l1=l1,
-        )
-
-    def tuned(self) -> nn.Parameter:
-        """The weights of the last layer."""
-        (weight,) = self.last_layer.parameters()
-        return weight
-
     def learning(self) -> Mapping[Literal["addon", "prototypes"], list[nn.Parameter]]:
         """The add-on layer and the prototypes; the last layer rests until it is tuned."""
-        add_on = [] if self._compat.frozen_addon else list(self.add_on.parameters())
-        return {"addon": add_on, "prototypes": [self.prototypes]}
-
-    def class_weights(self) -> Float[Tensor, "class prototype"]:
-        """The weights of the last layer."""
-        return self.last_layer.weight.detach()
-
-    def owners(self) -> Tensor:
-        """One class per prototype."""
-        return nn.functional.one_hot(self.prototype_labels, len(self.last_layer.weight)).bool()
-
-    def prototype_classes(self) -> Int[Tensor, " prototype"]:
-        """The class that owns each prototype."""
-        return self.prototype_labels
+        learning = super().learning()
+        return {**learning, "addon": []} if self._compat.frozen_addon else learning

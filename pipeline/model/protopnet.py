@@ -1,24 +1,24 @@
 """ProtoPNet: prototypes of places (Chen et al. 2019, "This Looks Like That", arXiv 1806.10574)."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from pipeline.model.backbone import Backbone
-from pipeline.model.losses import cluster_loss, finetune_loss, separation_loss
-from pipeline.model.network import BagOutput, PrototypeNetwork, Terms
+from pipeline.model.losses import cluster_loss, separation_loss
+from pipeline.model.network import BagOutput, Terms
+from pipeline.model.owned import OwnedPrototypes
 from pipeline.model.places import places_of
-from pipeline.model.prototypes import log_similarity, nearest_view, squared_distance
+from pipeline.model.prototypes import log_similarity, nearest_view
 from pipeline.params import ProtoPNetLossParams
 
 _FOREIGN_WEIGHT = -0.5  # section 2.2: where the weights to other classes start
 
 
-class ProtoPNet(PrototypeNetwork):
+class ProtoPNet(OwnedPrototypes):
     """A case-based classifier of whole images whose prototypes are places of the feature grid (section 2.1).
 
     image -> backbone -> 1x1 convolution to ``dim`` -> sigmoid -> z in (0, 1)^dim at each place; squared distance to
@@ -31,9 +31,6 @@ class ProtoPNet(PrototypeNetwork):
     head: ClassVar[str] = "protopnet"
     views: ClassVar[Literal["bag", "whole"]] = "whole"
     grid: ClassVar[bool] = True
-
-    prototypes: nn.Parameter
-    prototype_labels: Tensor
 
     def __init__(
         self,
@@ -55,24 +52,15 @@ class ProtoPNet(PrototypeNetwork):
             epsilon: of the log similarity (authors' code: 1e-4).
             loss: weights of the terms; None takes the paper's. Only training needs them.
         """
-        super().__init__(backbone)
-        self.add_on = nn.Linear(backbone.num_channels, dim)
-        self.prototypes = nn.Parameter(torch.rand(len(prototype_labels), dim))
-        self.last_layer = nn.Linear(len(prototype_labels), num_classes, bias=False)
-        self.epsilon = epsilon
+        super().__init__(
+            backbone,
+            dim=dim,
+            prototype_labels=prototype_labels,
+            num_classes=num_classes,
+            epsilon=epsilon,
+            foreign_weight=_FOREIGN_WEIGHT,
+        )
         self._loss = loss or ProtoPNetLossParams()
-        self.register_buffer("prototype_labels", prototype_labels.long())
-        with torch.no_grad():
-            own = functional.one_hot(self.prototype_labels, num_classes).T.bool()
-            self.last_layer.weight.copy_(torch.where(own, 1.0, _FOREIGN_WEIGHT))
-
-    def settings(self) -> dict[str, Any]:
-        """Dimension, owners of the prototypes and epsilon."""
-        return {
-            "dim": self.prototypes.shape[1],
-            "prototype_labels": self.prototype_labels.tolist(),
-            "similarity_epsilon": self.epsilon,
-        }
 
     def features_of(self, encoded: Float[Tensor, "view channel *place"]) -> Float[Tensor, "element dim"]:
         """Embed the places of encoded views; values in (0, 1)."""
@@ -88,10 +76,6 @@ class ProtoPNet(PrototypeNetwork):
         distance, place = nearest_view(self.distances(features), lengths)
         similarity = log_similarity(distance, self.epsilon)
         return BagOutput(self.last_layer(similarity), similarity, distance, place)
-
-    def distances(self, features: Float[Tensor, "element dim"]) -> Float[Tensor, "element prototype"]:
-        """Squared distances."""
-        return squared_distance(features, self.prototypes)
 
     def training_terms(
         self,
@@ -115,42 +99,3 @@ class ProtoPNet(PrototypeNetwork):
             - self._loss.separation * terms["separation"]
         )
         return {"loss": total, **terms}, output.logits
-
-    def tuning_terms(
-        self,
-        output: BagOutput,
-        labels: Int[Tensor, " bag"],
-        *,
-        class_weights: Float[Tensor, " class"] | None,
-        l1: float,
-    ) -> Terms:
-        """See :func:`pipeline.model.losses.finetune_loss`; section 2.2, optimisation of the last layer."""
-        return finetune_loss(
-            output.logits,
-            self.last_layer.weight,
-            labels,
-            self.prototype_labels,
-            class_weights=class_weights,
-            l1=l1,
-        )
-
-    def tuned(self) -> nn.Parameter:
-        """The weights of the last layer."""
-        [weight] = self.last_layer.parameters()
-        return weight
-
-    def learning(self) -> Mapping[Literal["addon", "prototypes"], list[nn.Parameter]]:
-        """The add-on layer and the prototypes; the last layer rests until it is tuned (section 2.2)."""
-        return {"addon": list(self.add_on.parameters()), "prototypes": [self.prototypes]}
-
-    def class_weights(self) -> Float[Tensor, "class prototype"]:
-        """The weights of the last layer."""
-        return self.last_layer.weight.detach()
-
-    def owners(self) -> Tensor:
-        """One class per prototype."""
-        return functional.one_hot(self.prototype_labels, len(self.last_layer.weight)).bool()
-
-    def prototype_classes(self) -> Int[Tensor, " prototype"]:
-        """The class that owns each prototype."""
-        return self.prototype_labels
