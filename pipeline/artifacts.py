@@ -107,9 +107,28 @@ PER_IMAGE = pa.schema(
         pa.field("top_prototypes", pa.list_(pa.int32())),  # most similar first; null for a black box
         pa.field("top_similarities", pa.list_(pa.float32())),
         pa.field("top_views", pa.list_(pa.int32())),  # view_idx of the view nearest to each; or its place_idx
+        _required("values", pa.map_(pa.string(), pa.float64())),  # of its metrics that are means over images
     ]
 )
-"""``results/per_image.parquet``: a row per network and test image."""
+"""``results/per_image.parquet``: a row per row of metrics.json and test image.
+
+Keys of ``values`` are ``family.metric``; images without a value are left out of the mean."""
+
+METRICS_DETAIL = pa.schema(
+    [
+        _required("row", pa.string()),  # as in metrics.json
+        _required("family", pa.string()),
+        _required("metric", pa.string()),
+        pa.field("value", pa.float64()),  # as in metrics.json, not rounded; null where there is none
+        pa.field("low", pa.float64()),  # bounds of the 95 % bootstrap interval over test images
+        pa.field("high", pa.float64()),
+        _required("num_images", pa.int32()),  # that have a value; 0 where it is not about images
+        pa.field("reason", pa.string()),  # why there is no value
+        # randomisations after which it is no worse, beyond chance: weights, prototypes, maps; null where not tried
+        pa.field("insensitive_to", pa.list_(pa.string())),
+    ]
+)
+"""``results/metrics_detail.parquet``: a row per number of metrics.json, in the order of the table."""
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]] | pa.Table, schema: pa.Schema, **metadata: Any) -> None:

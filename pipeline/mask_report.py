@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 
 from pipeline.data.catalogue import ImageRow, ImagesTable, load_images
@@ -16,7 +16,6 @@ from pipeline.data.runs import pixels_of
 from pipeline.engine import map_in_order
 from pipeline.errors import PipelineError
 from pipeline.io import progress
-from pipeline.metrics.mask_consistency import NO_PART, coverage_patterns, mask_consistency, pattern_frequencies
 from pipeline.metrics.mask_quality import (
     AREA_EDGES,
     area_histogram,
@@ -26,6 +25,7 @@ from pipeline.metrics.mask_quality import (
     parts_in_masks,
     spread,
 )
+from pipeline.metrics.part_patterns import NO_PART, coverage_patterns, mask_consistency, pattern_frequencies
 from pipeline.runtime import Runtime
 
 _SPLITS = ("train", "val", "test")
@@ -75,7 +75,7 @@ def mask_quality(dataset: Path, masks: Path, runtime: Runtime) -> dict[str, Any]
           masks counts as 0; ``share_at_least`` says in how many of them it reaches a limit;
         - ``parts``: visible parts, the share that lies in at least one mask, and in the box of at least one mask.
 
-        ``mask_consistency`` (:mod:`pipeline.metrics.mask_consistency`) is of all splits together, for frequencies
+        ``mask_consistency`` (:mod:`pipeline.metrics.part_patterns`) is of all splits together, for frequencies
         depend on the number of images: the paper's mean, the mean without the pattern of no part, and per class the
         number of its patterns and the most frequent ones, named by their parts.
 
@@ -107,13 +107,11 @@ def _measure(item: tuple[ImageRow, list[StoredMask]], *, num_parts: int) -> _Mea
     if row.object_mask is not None:
         best_iou = best_object_iou(coded, encode_mask(_read_mask(row.object_mask, row)), **size)
     if num_parts:
-        parts = np.array([(int(part.x), int(part.y)) for part in row.parts], dtype=np.int64).reshape(-1, 2)
+        parts = _pixels(row)
         covered = parts_in_masks(coded, parts, **size)  # [mask, visible part]
         in_mask = int(covered.any(axis=0).sum())
         in_box = int(parts_in_boxes([mask.box for mask in masks], parts).any(axis=0).sum())
-        by_part_idx = np.zeros((len(masks), num_parts), dtype=bool)
-        by_part_idx[:, [part.part_idx for part in row.parts]] = covered
-        patterns = coverage_patterns(by_part_idx)
+        patterns = _patterns(row, covered, num_parts)
     num_px = row.height * row.width
     return _Measured(
         split=row.split,
@@ -127,6 +125,28 @@ def _measure(item: tuple[ImageRow, list[StoredMask]], *, num_parts: int) -> _Mea
         num_parts_in_box=in_box,
         patterns=patterns,
     )
+
+
+def patterns_of(row: ImageRow, masks: Sequence[StoredMask], num_parts: int) -> frozenset[int]:
+    """Give the patterns of the masks of an image; see :mod:`pipeline.metrics.part_patterns`.
+
+    Raises:
+        PipelineError: the masks are of another picture.
+    """
+    _check_fit(row, masks)
+    covered = parts_in_masks([mask.rle for mask in masks], _pixels(row), height=row.height, width=row.width)
+    return _patterns(row, covered, num_parts)
+
+
+def _pixels(row: ImageRow) -> Int[np.ndarray, "part 2"]:
+    """Give column and row of the pixel of each visible part."""
+    return np.array([(int(part.x), int(part.y)) for part in row.parts], dtype=np.int64).reshape(-1, 2)
+
+
+def _patterns(row: ImageRow, covered: Bool[np.ndarray, "mask visible"], num_parts: int) -> frozenset[int]:
+    by_part_idx = np.zeros((len(covered), num_parts), dtype=bool)
+    by_part_idx[:, [part.part_idx for part in row.parts]] = covered
+    return coverage_patterns(by_part_idx)
 
 
 def _check_fit(row: ImageRow, masks: Sequence[StoredMask]) -> None:

@@ -44,9 +44,22 @@ class DatasetParams(Section):
     val_frac: float = Field(0.15, gt=0, lt=1)
     """Share of each class's training images held out for validation (at least one image), where the data set brings
     no validation images itself. The paper's code validates on test images (DEVIATIONS.md A6); we never do."""
+    folds: int = Field(0, ge=0)
+    """Above 0, validation images are one fold of so many of the training images, stratified by class, instead of
+    ``val_frac``; at least 2."""
+    fold: int = Field(0, ge=0)
+    """Which fold, counted from 0."""
     classes: tuple[str, ...] = ()
     """Class names to keep, as the data set writes them; empty keeps all."""
     synthetic: SyntheticParams = SyntheticParams()
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_them(self) -> "DatasetParams":
+        if self.folds == 1:
+            raise ValueError("folds must be 0 or at least 2")
+        if self.fold >= max(1, self.folds):
+            raise ValueError("fold must be below folds, and 0 without folds")
+        return self
 
 
 class SuperpixelParams(Section):
@@ -508,6 +521,34 @@ class FinetuneParams(Section):
     """Images per step (paper: 16 x 4)."""
 
 
+class PerturbationParams(Section):
+    """How an image is changed to see whether explanations stay (continuity); what is in it does not change.
+
+    All changes are made at once, to the views, in this order. Defaults are those of the authors' code.
+    """
+
+    brightness: float = Field(1.125, gt=0)
+    """Factor of all values; 1 leaves them."""
+    contrast: float = Field(1.125, gt=0)
+    """Factor of the distance to the mean grey; 1 leaves it."""
+    saturation: float = Field(1.125, gt=0)
+    """Factor of the distance to grey; 1 leaves it."""
+    hue: float = Field(0.05, ge=-0.5, le=0.5)
+    """Shift on the colour wheel, share of a turn; 0 leaves it."""
+    noise_variance: float = Field(5.0, ge=0)
+    """Variance of Gaussian noise, squared grey levels of 255; 0 adds none."""
+    blur_px: int = Field(3, ge=1)
+    """Side of the kernel of a Gaussian blur, odd; 1 blurs nothing."""
+    jpeg_quality: int = Field(90, ge=1, le=100)
+    """Quality at which the views are then compressed."""
+
+    @model_validator(mode="after")
+    def _kernel_has_a_middle(self) -> "PerturbationParams":
+        if self.blur_px % 2 == 0:
+            raise ValueError("blur_px must be odd")
+        return self
+
+
 class EvaluateParams(Section):
     """The metrics table (test images)."""
 
@@ -519,6 +560,30 @@ class EvaluateParams(Section):
     """Last-layer weights up to this size count as zero (paper: 1e-3)."""
     local_size_threshold: float = Field(0.1, ge=0, le=1)
     """A prototype is part of an explanation when its similarity is above this share of the largest (paper: 0.1)."""
+    saliency: tuple[Literal["mask", "view", "prp", "upsample"], ...] = Field(("mask", "view", "prp"), min_length=1)
+    """How an explanation says which pixels matter: mask (the segment of the nearest view) | view (its box) | prp
+    (relevance propagated through the network inside the view) | upsample (similarities of the feature grid; heads that
+    compare places). The first that the head has stands in the head's own row, the others in rows of their own."""
+    map_side_px: int = Field(224, ge=16)
+    """Saliency maps, object masks and part locations are brought to squares of this side (paper: 224)."""
+    salient_frac: float = Field(0.05, gt=0, lt=1)
+    """Graded saliency counts where it is among this share of the image's largest values (paper: 0.05)."""
+    sample_images: int = Field(12, ge=1)
+    """Test images, evenly from all classes, for what must run the network again: changed and noised images, parts left
+    out, prp, views taken out, and the sanity checks. More make narrower intervals and take longer."""
+    perturbation: PerturbationParams = PerturbationParams()
+    noise_std: float = Field(0.05, gt=0)
+    """Standard deviation of the noise outside the salient box (output completeness), of values 0..1 (paper: 0.05)."""
+    random_orders: int = Field(4, ge=1)
+    """Random orders of views that the orders of the explanation are compared with (deletion)."""
+    bootstrap_draws: int = Field(1000, ge=20)
+    """Resamples of the test images behind each 95 % interval."""
+
+    @model_validator(mode="after")
+    def _kinds_differ(self) -> "EvaluateParams":
+        if len(set(self.saliency)) != len(self.saliency):
+            raise ValueError("saliency names a kind twice")
+        return self
 
 
 class CompatParams(Section):
@@ -527,6 +592,8 @@ class CompatParams(Section):
     The numbers are those of ``DEVIATIONS.md``, which says what each moves. Preset ``cub200-sam2-authors`` turns all on.
     """
 
+    sklearn_splits: bool = False
+    """Validation images are drawn by scikit-learn's stratified shuffle of all training images, from ``seed``."""
     bgr_masks: bool = False
     """SAM and SAM 2 are given BGR images (A12)."""
     clipped_boxes: bool = False

@@ -26,6 +26,7 @@ from pipeline.report.tables import (
     FULL_TITLES,
     HEAD_TITLES,
     ROW_TITLES,
+    best_text,
     latex,
     markdown,
     metric_title,
@@ -33,6 +34,7 @@ from pipeline.report.tables import (
 )
 
 _CSV_COLUMNS = ("group", "row", "family", "metric", "unit", "direction", "mean", "std", "n", "seeds")
+_NUM_TEXT_COLUMNS = 2  # family and metric; values after them
 _NUM_SHOWN = 6  # params that a group's title names; more would bury the table
 
 _log = logging.getLogger(__name__)
@@ -151,9 +153,9 @@ def chosen_rows(names: str | None, groups: Sequence[Group]) -> list[str]:
 
 
 def rows_across(names: str | None, rows: Sequence[str]) -> list[str]:
-    """Choose from ROWS what is compared across groups: what NAMES asked for, else all but earlier states."""
-    earlier = ROW_TITLES.keys() - HEAD_TITLES.keys()
-    return [row for row in rows if names is not None or row not in earlier]
+    """Choose from ROWS what is compared across groups: what NAMES asked for, else all but variants of a network."""
+    variants = ROW_TITLES.keys() - HEAD_TITLES.keys()
+    return [row for row in rows if names is not None or row not in variants]
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -214,11 +216,17 @@ class Summary:
 
     def markdown(self) -> str:
         """Render a captioned table per group, or the one across groups."""
-        return "\n".join(f"{table.caption}\n\n{markdown(*self._laid_out(table))}" for table in self._tables)
+        return "\n".join(
+            f"{table.caption}\n\n{markdown(*self._laid_out(table), num_text_columns=_NUM_TEXT_COLUMNS)}"
+            for table in self._tables
+        )
 
     def latex(self) -> str:
         r"""Render the same for LaTeX; the document needs ``\usepackage{booktabs}``."""
-        return "\n".join(latex(*self._laid_out(table), caption=table.caption) for table in self._tables)
+        return "\n".join(
+            latex(*self._laid_out(table), num_text_columns=_NUM_TEXT_COLUMNS, caption=table.caption)
+            for table in self._tables
+        )
 
     def csv(self) -> str:
         """Write a line per group, row and metric: numbers as they are, fractions in 0 to 1."""
@@ -284,7 +292,7 @@ class Summary:
         return "; where fewer runs have a metric, n says how many" if fewer else ""
 
     def _laid_out(self, table: Table) -> tuple[pd.DataFrame, Bool[np.ndarray, "line column"]]:
-        """Lay a table out as results/table.md is, and say which cells hold the best value of all tables."""
+        """Lay a table out, a line per metric, and say which cells hold the best value of all tables."""
         lines, bold = [], []
         for declared in self.metrics:
             found = [self._statistics[column.group, column.row, declared] for column in table.columns]
@@ -303,12 +311,7 @@ class Summary:
         shown = [
             self._statistics[column.group, column.row, declared] for table in self._tables for column in table.columns
         ]
-        found = [value for value in shown if value is not None]
-        texts = {_mean_text(declared, value) for value in found}
-        if declared.direction == "neither" or len(texts) < 2:
-            return None
-        better = max if declared.direction == "higher" else min
-        return _mean_text(declared, better(found, key=lambda value: value.mean))
+        return best_text(declared, (None if found is None else found.mean for found in shown))
 
 
 def _runs_in_words(group: Group, *, each: bool = False) -> str:
@@ -388,7 +391,9 @@ def main(
     rows: str | None = Option(None, help="Rows to show, with commas, such as protomask,blackbox. Default: all."),
     metrics: str | None = Option(None, help="Metrics or families to show, with commas. Default: all."),
     across: bool = Option(
-        False, "--across", help="One table with a column per group. Earlier states only where --rows names them."
+        False,
+        "--across",
+        help="One table with a column per group. Earlier states and other saliency only where --rows names them.",
     ),
     out: Path | None = Option(None, help="Folder for table.md, table.csv and table.tex; without it, print Markdown."),
 ) -> None:

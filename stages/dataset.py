@@ -17,13 +17,18 @@ def main(out: Path, report: Path, params: Path = Path("params.yaml"), runtime: P
     not hours later, and then stored byte for byte in `OUT/images`. `OUT/images.parquet` has one row per image: key,
     size, class, split, and the object's box, parts and masks where the source has them.
 
-    Where the source has no validation images, `dataset.val_frac` of each class's training images become such. The draw
-    hangs on `seed` alone, so the same params give the same bytes.
+    Where the source has no validation images, `dataset.val_frac` of each class's training images become such, or one
+    fold of `dataset.folds`. The draw hangs on `seed` alone, so the same params give the same bytes.
     """
     all_params = load_params(params)
     dataset = open_dataset(all_params.dataset, all_params.seed)
     summary = write_dataset(
-        dataset, out, params=all_params.dataset, seed=all_params.seed, runtime=load_runtime(runtime)
+        dataset,
+        out,
+        params=all_params.dataset,
+        seed=all_params.seed,
+        runtime=load_runtime(runtime),
+        compat=all_params.compat,
     )
     write_json(report, summary)
 

@@ -182,7 +182,12 @@ def filled_up(num_views: int, length: int) -> list[int]:
     """Copy the views of a bag until it has LENGTH, as the authors' code does: positions of views.
 
     Copies come after the views: full rounds of all of them, one more copy of the first ones; grouped by view.
+
+    Raises:
+        ValueError: there is no view.
     """
+    if num_views == 0:
+        raise ValueError("a bag without views has nothing to copy")
     full, rest = divmod(length, num_views)
     copies = [idx for idx in range(num_views) for _ in range(full - 1 + (idx < rest))]
     return [*range(num_views), *copies]

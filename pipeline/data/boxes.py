@@ -4,6 +4,7 @@ A box is ``(x0, y0, x1, y1)`` in pixels of the original image, half-open: ``imag
 Other conventions (SAM's XYWH, the data sets' one-based inclusive corners) are converted where they enter.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +42,12 @@ class Box(NamedTuple):
         """Cut the box to an image of WIDTH x HEIGHT pixels; the result may be empty (area 0)."""
         x0, y0 = min(max(self.x0, 0), width), min(max(self.y0, 0), height)
         return Box(x0, y0, max(x0, min(self.x1, width)), max(y0, min(self.y1, height)))
+
+
+def box_around(boxes: Sequence[Box]) -> Box:
+    """Find the smallest box that holds all BOXES, of which there is at least one."""
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
+    return Box(min(x0), min(y0), max(x1), max(y1))
 
 
 def box_of_mask(mask: Bool[np.ndarray, "height width"]) -> Box:

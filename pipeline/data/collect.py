@@ -24,7 +24,7 @@ from pipeline.data.images import decode_image
 from pipeline.data.splits import cut_validation
 from pipeline.engine import map_in_order
 from pipeline.io import new_folder, progress, sha256_of
-from pipeline.params import DatasetParams
+from pipeline.params import CompatParams, DatasetParams
 from pipeline.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,15 @@ class _Stored:
     empty_object_mask: bool
 
 
-def write_dataset(dataset: Dataset, out: Path, *, params: DatasetParams, seed: int, runtime: Runtime) -> dict[str, Any]:
+def write_dataset(
+    dataset: Dataset,
+    out: Path,
+    *,
+    params: DatasetParams,
+    seed: int,
+    runtime: Runtime,
+    compat: CompatParams = CompatParams(),
+) -> dict[str, Any]:
     """Write the images of DATASET to the folder OUT, which stays as it was if anything is wrong.
 
     Boxes are cut to their image. Part locations outside their image are left out, as are object masks without a
@@ -48,9 +56,10 @@ def write_dataset(dataset: Dataset, out: Path, *, params: DatasetParams, seed: i
     Args:
         dataset: read once for the list, then once per image, in worker processes.
         out: replaced in one step.
-        params: gives the share of validation images.
+        params: says which images are for validation.
         seed: of the validation split.
         runtime: how many workers; without influence on what is written.
+        compat: ``sklearn_splits``.
 
     Returns:
         The counts of the report: ``num_in = num_out + sum(dropped)`` images, and what was found with them.
@@ -62,7 +71,15 @@ def write_dataset(dataset: Dataset, out: Path, *, params: DatasetParams, seed: i
     _protect_source(Path(params.source), out)
     listing = dataset.listing()
     check_listing(listing)
-    cut = cut_validation(listing.records, listing.class_names, val_frac=params.val_frac, seed=seed)
+    cut = cut_validation(
+        listing.records,
+        listing.class_names,
+        val_frac=params.val_frac,
+        seed=seed,
+        num_folds=params.folds,
+        fold=params.fold,
+        sklearn_splits=compat.sklearn_splits,
+    )
     records = sorted(cut, key=lambda record: record.image_key)
     with new_folder(out) as work:
         for record in records:

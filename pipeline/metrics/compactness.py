@@ -1,49 +1,94 @@
 """Compactness: how much there is to read in an explanation."""
 
-import numpy as np
-from jaxtyping import Float, Int
+import math
+from collections.abc import Callable
 
-from pipeline.metrics.interface import Metric
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline.metrics.interface import Evidence, Metric
+from pipeline.metrics.statistics import Constant, Statistic
+
+
+def global_size(last_layer: Float[Tensor, "class prototype"], epsilon: float) -> float:
+    """Count the prototypes with a weight above EPSILON to any class."""
+    return float((last_layer > epsilon).any(dim=0).sum())
+
+
+def sparsity(last_layer: Float[Tensor, "class prototype"], epsilon: float) -> float:
+    """Share of weights whose size is at most EPSILON; NaN without weights."""
+    return float((last_layer.abs() <= epsilon).double().mean())
+
+
+def negative_positive_ratio(last_layer: Float[Tensor, "class prototype"], epsilon: float) -> float:
+    """Weights below -EPSILON over weights above EPSILON: infinite without the latter, NaN without either."""
+    num_negative, num_positive = int((last_layer < -epsilon).sum()), int((last_layer > epsilon).sum())
+    if num_positive == 0:
+        return math.inf if num_negative else math.nan
+    return num_negative / num_positive
+
+
+def local_size(similarity: Float[Tensor, "image prototype"], threshold: float) -> Float[Tensor, " image"]:
+    """Count, per image, the prototypes with similarity / largest similarity > THRESHOLD; 0 where all are 0."""
+    largest = similarity.amax(dim=1, keepdim=True)
+    return (similarity / largest > threshold).sum(dim=1).double()
+
+
+def _of_weights(
+    measured: Callable[[Float[Tensor, "class prototype"], float], float],
+) -> Callable[[Evidence], Statistic]:
+    def of_set(evidence: Evidence) -> Statistic:
+        assert evidence.last_layer is not None
+        return Constant(measured(evidence.last_layer, evidence.params.weight_epsilon))
+
+    return of_set
+
 
 _FAMILY = "compactness"
 
 METRICS = (
     Metric(
-        "global_size", _FAMILY, "Global size", "count", "lower", "prototypes with a weight above epsilon to any class"
+        key="global_size",
+        family=_FAMILY,
+        title="Global size",
+        unit="count",
+        direction="lower",
+        formula="prototypes with a weight above evaluate.weight_epsilon to any class",
+        high=math.inf,
+        needs=("prototypes",),
+        of_set=_of_weights(global_size),
     ),
-    Metric("sparsity", _FAMILY, "Sparsity", "fraction", "higher", "last-layer weights with |w| <= epsilon / weights"),
     Metric(
-        "negative_positive_ratio",
-        _FAMILY,
-        "Negative-positive ratio",
-        "ratio",
-        "lower",
-        "weights below -epsilon / weights above epsilon",
+        key="sparsity",
+        family=_FAMILY,
+        title="Sparsity",
+        unit="fraction",
+        direction="higher",
+        formula="last-layer weights with |w| <= evaluate.weight_epsilon / weights",
+        needs=("prototypes",),
+        of_set=_of_weights(sparsity),
     ),
     Metric(
-        "local_size",
-        _FAMILY,
-        "Local size",
-        "count",
-        "lower",
-        "mean over images of the prototypes whose similarity exceeds a share of the image's largest",
+        key="negative_positive_ratio",
+        family=_FAMILY,
+        title="Negative-positive ratio",
+        unit="ratio",
+        direction="lower",
+        formula="weights below -evaluate.weight_epsilon / weights above it",
+        high=math.inf,
+        needs=("prototypes",),
+        of_set=_of_weights(negative_positive_ratio),
+    ),
+    Metric(
+        key="local_size",
+        family=_FAMILY,
+        title="Local size",
+        unit="count",
+        direction="lower",
+        formula="mean over images of the prototypes whose similarity exceeds a share of the image's largest "
+        "(evaluate.local_size_threshold)",
+        high=math.inf,
+        needs=("prototypes",),
+        of_image=lambda evidence: local_size(evidence.look.similarity, evidence.params.local_size_threshold),
     ),
 )
-
-
-def weight_metrics(last_layer: Float[np.ndarray, "class prototype"], *, epsilon: float) -> dict[str, float | None]:
-    """Compute global size, sparsity and negative-positive ratio (None without a positive weight)."""
-    num_positive, num_negative = int((last_layer > epsilon).sum()), int((last_layer < -epsilon).sum())
-    return {
-        "global_size": float((last_layer > epsilon).any(axis=0).sum()),
-        "sparsity": float((np.abs(last_layer) <= epsilon).mean()),
-        "negative_positive_ratio": num_negative / num_positive if num_positive else None,
-    }
-
-
-def local_size(similarity: Float[np.ndarray, "image prototype"], *, threshold: float) -> Int[np.ndarray, " image"]:
-    """Count, per image, the prototypes with similarity / largest similarity > threshold; 0 where all are 0."""
-    largest = similarity.max(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):  # 0 / 0, where all are 0
-        count: np.ndarray = (similarity / largest > threshold).sum(axis=1)
-    return count

@@ -1,76 +1,92 @@
-"""Mask consistency: how reliably a segmenter finds the same parts, together, in all images of a class.
+"""Mask consistency: how reliably the segmenter finds the same parts, together, in all images of a class."""
 
-A mask covers some of an image's parts and leaves out the others; which ones is its *pattern*. Where a segmenter cuts
-the head off the body in one image of a class and not in the next, the patterns of that class are rare ones.
-"""
-
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Int
+from scipy.sparse import csr_array
 
-NO_PART = 0
-"""The pattern of a mask that covers no part."""
+from pipeline.metrics.interface import Evidence, Metric
+from pipeline.metrics.part_patterns import NO_PART
+from pipeline.metrics.statistics import Statistic, Values, Weights, mean_of_present
+
+_FAMILY = "mask_consistency"
 
 
-def coverage_patterns(covered: Bool[np.ndarray, "mask part"]) -> frozenset[int]:
-    """Find the distinct patterns among the masks of one image.
+class MaskConsistency(Statistic):
+    """The mean frequency of the patterns of a class, averaged over classes.
 
-    Args:
-        covered: whether the mask covers the part; False for parts that are not visible. The second axis is part_idx
-            and the same for all images, so that equal patterns mean equal parts.
-
-    Returns:
-        Patterns as bit sets: bit i is part i. Without masks, none; :data:`NO_PART` only if a mask covers no part.
-
-    Deviation: the authors' code numbers bits by position in the image's own list of parts, and reads the bottom-right
-    pixel for the padding of that list (DEVIATIONS.md B18).
+    The same number as :func:`pipeline.metrics.part_patterns.mask_consistency`, for any weights of images; a pattern
+    that no image of positive weight has is no pattern of its class.
     """
-    packed = np.packbits(covered, axis=1, bitorder="little")
-    return frozenset(int.from_bytes(row.tobytes(), "little") for row in packed)
+
+    def __init__(
+        self,
+        patterns: Sequence[frozenset[int]],
+        labels: Int[np.ndarray, " image"],
+        *,
+        without_no_part: bool = False,
+    ) -> None:
+        """Number the patterns of each class.
+
+        Args:
+            patterns: of the masks of each image; see :mod:`pipeline.metrics.part_patterns`.
+            labels: class of each image.
+            without_no_part: leave out the pattern of masks that cover no part.
+        """
+        self.num_images = len(patterns)
+        self._classes, class_of = np.unique(labels, return_inverse=True)
+        columns: dict[tuple[int, int], int] = {}
+        found = [
+            (image, columns.setdefault((int(owner), pattern), len(columns)))
+            for image, (own, owner) in enumerate(zip(patterns, class_of, strict=True))
+            for pattern in sorted(own)
+            if not (without_no_part and pattern == NO_PART)
+        ]
+        rows = np.array([image for image, _ in found], dtype=np.int64)
+        positions = np.array([column for _, column in found], dtype=np.int64)
+        self._occurs = csr_array((np.ones(len(found)), (rows, positions)), shape=(len(patterns), len(columns)))
+        self._owner = np.array([owner for owner, _ in columns], dtype=np.int64)
+        self._is_class = (class_of[:, None] == np.arange(len(self._classes))).astype(np.float64)  # [image, class]
+
+    def __call__(self, weights: Weights) -> Values:
+        """Compute it for each draw; see the base class."""
+        counts = (self._occurs.T @ weights.T).T  # [draw, class and pattern]
+        num_images = weights @ self._is_class  # [draw, class]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            frequency = np.where(counts > 0, counts / num_images[:, self._owner], 0.0)
+        of_class = (self._owner[:, None] == np.arange(len(self._classes))).astype(np.float64)
+        num_present = (counts > 0) @ of_class
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = np.where(num_present > 0, frequency @ of_class / num_present, np.nan)
+        return mean_of_present(means)
 
 
-def pattern_frequencies(
-    patterns: Sequence[Collection[int]], labels: Sequence[int], *, num_classes: int
-) -> list[dict[int, float]]:
-    """Count, per class, in which share of its images each pattern occurs.
-
-    Args:
-        patterns: of each image, distinct; from :func:`coverage_patterns`.
-        labels: class of each image.
-        num_classes: classes without an image get no pattern.
-
-    Returns:
-        For each class, pattern to frequency in (0, 1], sorted by pattern.
-    """
-    num_images = Counter(labels)
-    counts: list[Counter[int]] = [Counter() for _ in range(num_classes)]
-    for found, label in zip(patterns, labels, strict=True):
-        counts[label].update(found)
-    return [
-        {pattern: count / num_images[label] for pattern, count in sorted(counted.items())}
-        for label, counted in enumerate(counts)
-    ]
+def _statistic(evidence: Evidence, *, without_no_part: bool) -> MaskConsistency:
+    assert evidence.patterns is not None
+    return MaskConsistency(evidence.patterns, evidence.labels.numpy(), without_no_part=without_no_part)
 
 
-def mask_consistency(frequencies: Sequence[Mapping[int, float]], *, without_no_part: bool = False) -> float | None:
-    """Average frequencies over the patterns of each class, then over classes: the paper's number, as a fraction.
-
-    It rises when few patterns occur, in many images. One over the number of images is the least a pattern can have, so
-    only data sets with equally many images per class can be compared.
-
-    Args:
-        frequencies: per class, from :func:`pattern_frequencies`; classes without a pattern do not count.
-        without_no_part: leave out :data:`NO_PART`, which the paper counts. Nearly every image has a mask of
-            background, so it says little about parts and pulls the mean up.
-
-    Returns:
-        In (0, 1]; None without any pattern.
-    """
-    per_class = [
-        [frequency for pattern, frequency in found.items() if not (without_no_part and pattern == NO_PART)]
-        for found in frequencies
-    ]
-    means = [float(np.mean(of_class)) for of_class in per_class if of_class]
-    return float(np.mean(means)) if means else None
+METRICS = (
+    Metric(
+        key="mask_consistency",
+        family=_FAMILY,
+        title="Mask consistency",
+        unit="fraction",
+        direction="higher",
+        formula="per class, mean over the part patterns of its images' masks of images with the pattern / images; mean"
+        " over classes (paper; as QuanProto, parts by name and not by position)",
+        needs=("parts", "patterns"),
+        of_set=lambda evidence: _statistic(evidence, without_no_part=False),
+    ),
+    Metric(
+        key="mask_consistency_of_parts",
+        family=_FAMILY,
+        title="Mask consistency of parts",
+        unit="fraction",
+        direction="higher",
+        formula="as mask consistency, without the pattern of masks that cover no part, which nearly every image has",
+        needs=("parts", "patterns"),
+        of_set=lambda evidence: _statistic(evidence, without_no_part=True),
+    ),
+)

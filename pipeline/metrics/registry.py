@@ -1,9 +1,29 @@
 """All metrics there are, in the order of the table."""
 
-from pipeline.metrics import classification, compactness, contrastivity
+from pipeline.metrics import (
+    causal,
+    classification,
+    compactness,
+    complexity,
+    continuity,
+    contrastivity,
+    deletion,
+    mask_consistency,
+    output_completeness,
+)
 from pipeline.metrics.interface import Metric
 
-METRICS: tuple[Metric, ...] = (*classification.METRICS, *compactness.METRICS, *contrastivity.METRICS)
+METRICS: tuple[Metric, ...] = (
+    *classification.METRICS,
+    *compactness.METRICS,
+    *contrastivity.METRICS,
+    *continuity.METRICS,
+    *complexity.METRICS,
+    *output_completeness.METRICS,
+    *mask_consistency.METRICS,
+    *deletion.METRICS,
+    *causal.METRICS,
+)
 
 
 def metric(family: str, key: str) -> Metric:

@@ -148,6 +148,13 @@ class PrototypeNetwork(Network):
         """Measure how far each element is from each prototype; at least 0, small is close."""
 
     @abstractmethod
+    def similarities(self, features: Float[Tensor, "element dim"]) -> Float[Tensor, "element prototype"]:
+        """Say how similar each element by itself is to each prototype; large is close.
+
+        The nearest element of a bag has the largest.
+        """
+
+    @abstractmethod
     def class_weights(self) -> Float[Tensor, "class prototype"]:
         """Give the weight of each prototype's similarity in each class's score."""
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from pipeline.model.backbone import Backbone
 from pipeline.model.losses import finetune_loss
 from pipeline.model.network import BagOutput, PrototypeNetwork, Terms
-from pipeline.model.prototypes import squared_distance
+from pipeline.model.prototypes import log_similarity, squared_distance
 
 
 class OwnedPrototypes(PrototypeNetwork):
@@ -60,6 +60,10 @@ class OwnedPrototypes(PrototypeNetwork):
     def distances(self, features: Float[Tensor, "element dim"]) -> Float[Tensor, "element prototype"]:
         """Squared distances."""
         return squared_distance(features, self.prototypes)
+
+    def similarities(self, features: Float[Tensor, "element dim"]) -> Float[Tensor, "element prototype"]:
+        """Logarithmic; see :func:`pipeline.model.prototypes.log_similarity`."""
+        return log_similarity(self.distances(features), self.epsilon)
 
     def tuning_terms(
         self,

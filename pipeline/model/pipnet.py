@@ -121,6 +121,10 @@ class PipNet(PrototypeNetwork):
         """What a place's share of each prototype lacks of 1."""
         return 1 - features
 
+    def similarities(self, features: Float[Tensor, "element prototype"]) -> Float[Tensor, "element prototype"]:
+        """A place's share of each prototype."""
+        return features
+
     def start_epoch(self, epoch: int, *, is_first_phase: bool) -> None:
         """Leave classification out of the loss in the first epochs of the first phase: the paper's pretraining."""
         self._is_pretraining = is_first_phase and epoch < self._loss.pretraining_epochs

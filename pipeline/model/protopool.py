@@ -123,6 +123,10 @@ class ProtoPool(PrototypeNetwork):
         """Squared distances."""
         return squared_distance(features, self.prototypes)
 
+    def similarities(self, features: Float[Tensor, "element dim"]) -> Float[Tensor, "element prototype"]:
+        """Logarithmic; what a place has by itself has no mean of its bag to be taken off."""
+        return log_similarity(self.distances(features), self.epsilon)
+
     def chosen(self) -> Int[Tensor, "class slot"]:
         """The one prototype of each slot: the largest logit, the first of several."""
         return self.slot_logits.detach().argmax(dim=2)

@@ -8,15 +8,14 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from pipeline.artifacts import METRICS_DETAIL, read_table
 from pipeline.errors import PipelineError
 from pipeline.io import read_json
-from pipeline.report.tables import HEAD_TITLES
+from pipeline.metrics.registry import METRICS
+from pipeline.report.tables import HEAD_TITLES, Detail
 from pipeline.validation import first_problem
 
 Content = TypeVar("Content")
-
-MetricsContent = dict[str, dict[str, dict[str, float | None]]]
-"""``metrics.json``: row, family, metric."""
 
 
 class _Report(BaseModel):
@@ -83,16 +82,21 @@ TrainSummary = dict[str, dict[str, PhaseReport]]
 """``train/summary.json``: role (network; blackbox for one that was trained beside it), phase (warmup, joint)."""
 
 
-def read_metrics(path: Path, head: str) -> MetricsContent:
-    """Read ``metrics.json`` of a network with HEAD.
+def read_details(path: Path, head: str) -> list[Detail]:
+    """Read ``metrics_detail.parquet`` of a network with HEAD.
 
     Raises:
-        PipelineError: missing, damaged, or without the row of that head.
+        PipelineError: missing, damaged, without the row of that head, or with a metric that the report does not know.
     """
-    metrics = _checked(path, TypeAdapter(MetricsContent).validate_python)
-    if head not in metrics:
+    details = [Detail(**row) for row in read_table(path, METRICS_DETAIL).to_pylist()]
+    if all(detail.row != head for detail in details):
         raise PipelineError(f"{path} has no row `{head}`: run `dvc repro evaluate`")
-    return metrics
+    known = {(declared.family, declared.key) for declared in METRICS}
+    for detail in details:
+        name = detail.family, detail.metric
+        if name not in known:
+            raise PipelineError(f"{path} has a metric `{'.'.join(name)}`, which is not known here: run `dvc repro`")
+    return details
 
 
 def read_train_summary(path: Path) -> TrainSummary:

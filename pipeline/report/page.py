@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,24 @@ from pipeline.metrics.registry import METRICS, metric
 from pipeline.params import Params
 from pipeline.report import curves, inputs
 from pipeline.report.gallery import Card, TestUsage, count_usage, draw_cards, make_cards, read_prototypes
-from pipeline.report.inputs import MetricsContent
-from pipeline.report.tables import BLACKBOX, FULL_TITLES, HEAD_TITLES, metric_title, render_value
+from pipeline.report.tables import (
+    ABSENT,
+    BLACKBOX,
+    FULL_TITLES,
+    HEAD_TITLES,
+    INSENSITIVE,
+    RANDOMISED,
+    Detail,
+    Line,
+    family_tables,
+    family_title,
+    legend,
+    metric_title,
+    notes_on,
+    render_interval,
+    render_value,
+    titled,
+)
 from pipeline.report.thumbnails import BOX_RGB, OUTLINE_RGB
 from pipeline.runtime import Runtime
 
@@ -29,14 +45,13 @@ _log = logging.getLogger(__name__)
 PAGE = "index.html"
 PICTURES = "images"
 
-_ABSENT = "–"
 _MINUS = "−"
 _DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "neither": "neither way is better"}
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of the metrics table: a row of metrics.json; ``is_baseline`` is the black box beside another network."""
+    """A column of a metrics table: a row of metrics.json; ``is_baseline`` is the black box beside another network."""
 
     row: str
     title: str
@@ -45,10 +60,21 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A rendered value; ``is_best`` among the columns that have one."""
+    """A rendered value.
+
+    Attributes:
+        text: the value.
+        interval: in brackets; None where there is none.
+        is_best: whether it is the best of its line.
+        mark: of a number that failed a sanity check; else empty.
+        note: why there is no value, or what it failed; empty where there is nothing to say.
+    """
 
     text: str
+    interval: str | None
     is_best: bool
+    mark: str
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +86,15 @@ class TableLine:
     direction: str
     cells: tuple[Cell, ...]
     price: str
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsTable:
+    """The metrics of a family."""
+
+    title: str
+    columns: tuple[Column, ...]
+    lines: tuple[TableLine, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +137,7 @@ def write_report(
     """
     images = load_images(dataset)
     network = inputs.read_network(final / "model.json")
-    metrics = inputs.read_metrics(results / "metrics.json", network.head)
+    details = inputs.read_details(results / "metrics_detail.parquet", network.head)
     summary = inputs.read_train_summary(results / "train/summary.json")
     content = {
         "network": network,
@@ -139,10 +174,11 @@ def write_report(
                 dataset_name=params.dataset.name,
                 num_classes=len(images.class_names),
                 num_per_split=_num_per_split(images),
-                headline=_headline(metrics, network.head),
-                columns=table_columns(metrics, network.head),
-                families=_by_family(table_lines(metrics, network.head)),
-                metric_definitions=METRICS,
+                headline=_headline(details, network.head),
+                tables=metrics_tables(details, network.head),
+                legend=legend(params.evaluate.bootstrap_draws),
+                notes=titled(notes_on(details)),
+                definitions=_definitions(),
                 charts=charts,
                 plot=curves.PLOT,
                 training=_phases(summary, network.head),
@@ -178,67 +214,72 @@ def _environment() -> Environment:
     return environment
 
 
-def table_columns(metrics: MetricsContent, head: str) -> list[Column]:
-    """Order the columns: the network with HEAD, the black box beside it, then the network's earlier states."""
-    rows = [head, BLACKBOX, *(row for row in FULL_TITLES if row.startswith(f"{head}_"))]
+def metrics_tables(details: Sequence[Detail], head: str) -> list[MetricsTable]:
+    """Lay out the metrics, a table for each family.
+
+    The columns are the network with HEAD, the black box beside it, then the network's variants: those that have metrics
+    of the family. All come from the same test images, so they are comparable.
+    """
+    order = [head, BLACKBOX, *(row for row in FULL_TITLES if row.startswith(f"{head}_"))]
     return [
-        Column(row, FULL_TITLES[row], is_baseline=row == BLACKBOX != head)
-        for row in dict.fromkeys(rows)
-        if row in metrics
+        MetricsTable(
+            title=family_title(table.family),
+            columns=tuple(
+                Column(row, FULL_TITLES[row], is_baseline=row == BLACKBOX != head and head in table.rows)
+                for row in table.rows
+            ),
+            lines=tuple(_table_line(line, table.rows, head) for line in table.lines),
+        )
+        for table in family_tables(details, dict.fromkeys(order))
     ]
 
 
-def table_lines(metrics: MetricsContent, head: str) -> list[TableLine]:
-    """Lay out the metrics table in the order of :func:`table_columns`.
-
-    The best value of a line is marked where at least two columns have one and they differ as rendered; all columns
-    come from the same test images, so they are comparable.
-    """
-    rows = [column.row for column in table_columns(metrics, head)]
-    lines = []
-    for declared in METRICS:
-        values = {row: metrics[row].get(declared.family, {}).get(declared.key) for row in rows}
-        best = _best(declared, [value for value in values.values() if value is not None])
-        texts = [render_value(declared, value) for value in values.values()]
-        lines.append(
-            TableLine(
-                metric=declared,
-                title=metric_title(declared),
-                direction=_DIRECTIONS[declared.direction],
-                cells=tuple(Cell(text, text == best) for text in texts),
-                price=_difference(declared, values[head], values.get(BLACKBOX)),
-            )
-        )
-    return lines
+def _table_line(line: Line, rows: Sequence[str], head: str) -> TableLine:
+    values = {row: None if detail is None else detail.value for row, detail in zip(rows, line.details, strict=True)}
+    return TableLine(
+        metric=line.declared,
+        title=metric_title(line.declared),
+        direction=_DIRECTIONS[line.declared.direction],
+        cells=tuple(map(_cell, line.details, line.is_best)),
+        price=_difference(line.declared, values.get(head), values.get(BLACKBOX)),
+    )
 
 
-def _best(declared: Metric, values: list[float]) -> str | None:
-    texts = {render_value(declared, value) for value in values}
-    if declared.direction == "neither" or len(texts) < 2:
-        return None
-    return render_value(declared, max(values) if declared.direction == "higher" else min(values))
+def _cell(detail: Detail | None, is_best: bool) -> Cell:
+    if detail is None or detail.value is None:
+        return Cell(ABSENT, None, False, "", "" if detail is None else detail.reason or "")
+    failed = detail.insensitive_to or ()
+    return Cell(
+        text=render_value(detail.declared, detail.value),
+        interval=render_interval(detail),
+        is_best=is_best,
+        mark=INSENSITIVE if failed else "",
+        note=f"no worse with {', '.join(RANDOMISED[check] for check in failed)}" if failed else "",
+    )
 
 
 def _difference(declared: Metric, own: float | None, other: float | None) -> str:
     if own is None or other is None:
-        return _ABSENT
+        return ABSENT
     size = render_value(declared, abs(own - other))
     if not size.strip("0."):
         return size
     return f"{'+' if own > other else _MINUS}{size}"
 
 
-def _by_family(lines: list[TableLine]) -> dict[str, list[TableLine]]:
-    families: dict[str, list[TableLine]] = {}
-    for line in lines:
-        families.setdefault(line.metric.family, []).append(line)
+def _definitions() -> dict[str, list[Metric]]:
+    """All metrics, by the title of their family."""
+    families: dict[str, list[Metric]] = {}
+    for declared in METRICS:
+        families.setdefault(family_title(declared.family), []).append(declared)
     return families
 
 
-def _headline(metrics: MetricsContent, head: str) -> dict[str, str | None]:
+def _headline(details: Sequence[Detail], head: str) -> dict[str, str | None]:
     """Balanced accuracy of both networks and their difference, rendered; None without a black box beside."""
     declared = metric("classification", "balanced_accuracy")
-    own, other = (metrics.get(row, {}).get(declared.family, {}).get(declared.key) for row in (head, BLACKBOX))
+    by_row = {detail.row: detail.value for detail in details if detail.declared == declared}
+    own, other = by_row.get(head), by_row.get(BLACKBOX)
     if head == BLACKBOX:
         other = None
     return {

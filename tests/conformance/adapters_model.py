@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.metrics.compactness import weight_metrics
+from pipeline.metrics.compactness import global_size, negative_positive_ratio, sparsity
 from pipeline.model.backbone import Backbone
 from pipeline.model.losses import finetune_loss, joint_loss
 from pipeline.model.network import BagOutput
@@ -152,12 +152,11 @@ def _class_weights(case: Case) -> Tensor | None:
 
 @adapter("models/protomask/protomask.py", "ProtoMask.global_explanation_size")
 def weights_of_the_last_layer(case: Case) -> Answer:
-    """Global size, sparsity and ratio; None, where the reference has NaN or infinity, agrees with both."""
-    metrics = weight_metrics(case.inputs["last_layer"], epsilon=case.params["epsilon"])
+    last_layer, epsilon = torch.from_numpy(case.inputs["last_layer"]), case.params["epsilon"]
     return {
-        "global_size": metrics["global_size"],
-        "sparsity": metrics["sparsity"],
-        "npr": metrics["negative_positive_ratio"],
+        "global_size": global_size(last_layer, epsilon),
+        "sparsity": sparsity(last_layer, epsilon),
+        "npr": negative_positive_ratio(last_layer, epsilon),
     }
 
 

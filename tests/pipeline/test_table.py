@@ -177,7 +177,15 @@ def test_the_best_mean_of_a_metric_is_bold_across_rows_and_groups():
 
 def test_nothing_is_bold_among_equals_or_without_a_better_side():
     assert "**" not in summary_of(run_of(0, 0.5, blackbox=0.50000001)).markdown()
-    neutral = Metric("accuracy", "classification", "Accuracy", "fraction", "neither", "none")
+    neutral = Metric(
+        key="accuracy",
+        family="classification",
+        title="Accuracy",
+        unit="fraction",
+        direction="neither",
+        formula="none",
+        of_image=lambda evidence: evidence.look.logits[:, 0],
+    )
     assert "**" not in summary_of(run_of(0, 0.5, blackbox=0.75), metrics=(neutral,)).markdown()
     assert "**" in summary_of(run_of(0, 0.5, blackbox=0.75)).markdown()
 
@@ -248,6 +256,20 @@ def test_an_earlier_state_is_in_the_table_only_when_it_is_asked_for_and_is_not_t
     text = across(*runs, rows="protomask,protomask_trained,protopnet").markdown()
     assert heads_of(text) == [["ProtoMask", "ProtoMask before projection", "ProtoPNet"]]
     assert cells_of(text)[0][2:] == ["50.00", "**52.00**", "40.00"]
+
+
+def test_other_saliency_is_a_row_of_its_network_and_compared_only_when_it_is_asked_for():
+    runs = [run_of_head("protomask", seed, 0.5) for seed in (0, 1)]
+    for run in runs:
+        run.metrics["protomask_view"] = {"contrastivity": {"intra_prototype_distance": 0.25}}
+    text = summary_of(*runs).markdown()
+    assert heads_of(text) == [
+        ["ProtoMask", "- explained by views", "- before fine-tuning", "- before projection"],
+    ]
+    assert cells_of(text)[1][2:] == ["–", "0.250 ± 0.000", "–", "–"]
+    assert heads_of(across(*runs).markdown()) == [["ProtoMask"]]
+    chosen = across(*runs, rows="protomask,protomask_view").markdown()
+    assert heads_of(chosen) == [["ProtoMask", "ProtoMask explained by views"]]
 
 
 def test_black_boxes_that_are_equal_in_all_groups_are_one_column():

@@ -34,6 +34,7 @@ from stages.evaluate import app as evaluate_app
 from stages.finetune import app as finetune_app
 from stages.project import app as project_app
 from stages.train import app as train_app
+from tests.plain_dataset import write_dataset
 
 SIDE_PX = 64
 CLASS_NAMES = ["blue", "green", "red"]
@@ -100,6 +101,7 @@ def write_params(path, **changes):
     """Params of a small run; CHANGES are dotted keys, with __ for the dot."""
     content = Params().model_dump(mode="json")
     settings = {
+        "dataset__name": "folder",
         "model__backbone": "test_efficientnet",
         "model__pretrained": False,
         "model__dim": 16,
@@ -114,6 +116,10 @@ def write_params(path, **changes):
         "train__joint__trainable_layers": 2,
         "finetune__epochs": 3,
         "finetune__batch_images": 8,
+        "evaluate__saliency": ["mask", "upsample"],
+        "evaluate__map_side_px": 32,
+        "evaluate__sample_images": 3,
+        "evaluate__bootstrap_draws": 50,
     }
     for key, value in {**settings, **changes}.items():
         *sections, name = key.split("__")
@@ -161,7 +167,12 @@ class Pipeline:
         return self.call(finetune_app, self.crops, self.projected, self.final, self.results / "finetune.json")
 
     def evaluate(self):
-        return self.call(evaluate_app, self.crops, self.trained, self.projected, self.final, self.results)
+        dataset, masks = self.folder / "dataset", self.folder / "masks"
+        if not dataset.exists():
+            write_dataset(dataset, masks, self.crops, side_px=SIDE_PX)
+        return self.call(
+            evaluate_app, dataset, masks, self.crops, self.trained, self.projected, self.final, self.results
+        )
 
     def run(self, *stages):
         for stage in stages:
@@ -476,8 +487,9 @@ def test_all_that_is_announced_is_written(done):
     expected |= {"models/projected/prototypes.parquet", "models/final/prototypes.parquet"}
     expected |= {"results/project.json", "results/finetune.json", "results/metrics.json", "results/per_image.parquet"}
     expected |= {f"results/table.{kind}" for kind in ("csv", "md", "tex")} | {"results/train/summary.json"}
+    expected |= {"results/metrics_detail.parquet", "results/plots/confusion.csv", "results/plots/projection.csv"}
     assert expected <= names
-    assert all(name.startswith("results/train/") for name in names - expected)
+    assert all(name.startswith(("results/train/", "results/plots/")) for name in names - expected)
 
 
 def test_training_projecting_and_finetuning_never_open_the_test_split(tmp_path, crops, done):
@@ -929,7 +941,8 @@ def test_a_class_that_loses_all_its_prototypes_is_named_and_the_rest_goes_on(tmp
     network, _ = load_model(again.final)
     assert 1 not in network.prototype_labels.tolist()
     metrics = read_json(again.results / "metrics.json")["protomask"]
-    assert all(value is not None for family in metrics.values() for value in family.values())
+    for family in ("classification", "compactness", "deletion"):
+        assert all(value is not None for value in metrics[family].values())
 
 
 def test_pruning_that_leaves_nothing_is_one_line_and_writes_nothing(tmp_path, done):
@@ -1024,7 +1037,7 @@ def test_a_stage_says_what_it_reads_and_writes():
         (train_app, ("CROPS", "TRAINED", "CURVES", "--check")),
         (project_app, ("CROPS", "TRAINED", "PROJECTED", "REPORT")),
         (finetune_app, ("CROPS", "PROJECTED", "FINAL", "REPORT")),
-        (evaluate_app, ("CROPS", "TRAINED", "PROJECTED", "FINAL", "RESULTS")),
+        (evaluate_app, ("DATASET", "MASKS", "CROPS", "TRAINED", "PROJECTED", "FINAL", "RESULTS")),
     ):
         result = CliRunner().invoke(app, ["--help"])
         assert result.exit_code == 0

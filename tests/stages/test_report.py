@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from pipeline.artifacts import IMAGES, PER_IMAGE, PROTOTYPES, WHOLE_IMAGE, write_table
+from pipeline.artifacts import IMAGES, METRICS_DETAIL, PER_IMAGE, PROTOTYPES, WHOLE_IMAGE, write_table
 from pipeline.data.bags import BagReader
 from pipeline.data.boxes import Box, box_of_mask
 from pipeline.data.masks import MaskTableWriter, StoredMask, encode_mask
@@ -19,7 +19,7 @@ from pipeline.data.shards import write_crops
 from pipeline.io import write_json
 from pipeline.metrics.registry import METRICS
 from pipeline.params import Params
-from pipeline.report.tables import BLACKBOX, HEAD_TITLES
+from pipeline.report.tables import BLACKBOX, HEAD_TITLES, family_title
 from pipeline.runtime import Runtime
 from stages.report import app
 
@@ -151,14 +151,19 @@ def make_results(folder, *, head="protomask", baseline=True, phases=("warmup", "
     results = folder / "results"
     shutil.rmtree(results, ignore_errors=True)
     rows = [head] if head == BLACKBOX else [head, f"{head}_projected", f"{head}_trained", *[BLACKBOX] * baseline]
-    metrics = {}
+    details = []
     for row in rows:
         declared = [metric for metric in METRICS if row != "blackbox" or metric.family == "classification"]
-        families = {metric.family: {} for metric in declared}
         for number, metric in enumerate(declared):
-            families[metric.family][metric.key] = (number + len(row)) / 40
-        metrics[row] = families
-    write_json(results / "metrics.json", metrics)
+            value = (number + len(row)) / 40
+            numbers = {"value": value, "low": value - 0.01, "high": value + 0.01, "num_images": 6}
+            details.append({"row": row, "family": metric.family, "metric": metric.key} | numbers)
+    if head != BLACKBOX:
+        details[0]["insensitive_to"] = ["prototypes"]
+        details[1]["num_images"] = 4
+        nothing = {"value": None, "low": None, "high": None, "num_images": 0}
+        details[len(METRICS) - 1] |= nothing | {"reason": "the data set has no <parts>"}
+    write_table(results / "metrics_detail.parquet", details, METRICS_DETAIL)
     roles = ["network", *[BLACKBOX] * (baseline and head != BLACKBOX)]
     write_json(
         results / "train/summary.json",
@@ -190,7 +195,7 @@ def make_results(folder, *, head="protomask", baseline=True, phases=("warmup", "
     for label in range(3):
         for number in (3, 4):
             row = {"row": head, "image_key": f"c{label}_{number}", "label": label, "predicted": label}
-            row |= {"confidence": 0.9, "label_probability": 0.9}
+            row |= {"confidence": 0.9, "label_probability": 0.9, "values": []}
             if has_prototypes:
                 row |= {"top_prototypes": [2 * label, 0] if label else [0, 4], "top_similarities": [2.0, 1.0]}
                 row |= {"top_views": [0, 0]}
@@ -381,6 +386,34 @@ def test_the_table_has_every_metric_and_explains_it_without_a_mouse(page):
     assert titles == [declared.formula for declared in METRICS]
 
 
+def test_the_table_says_intervals_failed_checks_fewer_images_and_why_values_are_missing(page):
+    texts = [text for _, text in page.texts]
+    intervals = [text for tags, text in page.texts if tags[-1] == "span" and text.startswith("[")]
+    num_classification = sum(declared.family == "classification" for declared in METRICS)
+    assert len(intervals) == 3 * len(METRICS) + num_classification - 1
+    first, second, last = METRICS[0], METRICS[1], METRICS[-1]
+    entries = [text for tags, text in page.texts if tags[-1] == "li" and "details" in tags]
+    assert entries[:3] == [
+        f"† with prototypes that have changed places: Classification ({first.title}), for ProtoMask",
+        f"4 of 6 test images: Classification ({second.title}), for ProtoMask",
+        f"– in {family_title(last.family)} ({last.title}), for ProtoMask: the data set has no <parts>",
+    ]
+    assert any(text.endswith("†") for text in texts)
+    notes = [cell["title"] for cell in page.all("td") if "title" in cell]
+    assert notes == ["no worse with prototypes that have changed places", "the data set has no <parts>"]
+    assert any("1,000 resamples" in text for text in texts)
+
+
+def test_numbers_of_another_network_or_pipeline_are_refused(run_folder):
+    table = run_folder / "results/metrics_detail.parquet"
+    number = {"row": "protomask", "family": "classification", "metric": "unheard_of", "value": 0.5, "num_images": 6}
+    for change, words in (({}, "unheard_of"), ({"row": "pipnet", "metric": "accuracy"}, "no row `protomask`")):
+        write_table(table, [number | change], METRICS_DETAIL)
+        result = run(run_folder)
+        assert result.exit_code == 1
+        assert words in result.output
+
+
 def test_headings_descend_one_level_at_a_time(page):
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
@@ -449,8 +482,8 @@ def empty(path):
         (drop, "models/final/prototypes.parquet"),
         (garble, "models/final/prototypes.parquet"),
         (empty, "models/final/model.json"),
-        (garble, "results/metrics.json"),
-        (empty, "results/metrics.json"),
+        (drop, "results/metrics_detail.parquet"),
+        (garble, "results/metrics_detail.parquet"),
         (empty, "results/train/summary.json"),
         (drop, "results/train/network/plots/metrics/val/accuracy.tsv"),
         (empty, "results/project.json"),
@@ -624,8 +657,7 @@ def test_a_black_box_by_itself_has_no_price(blackbox):
     assert texts_in(blackbox, "dt")[0] == "Black box"
     assert texts_in(blackbox, "dt").count("Black box") == 1
     assert [text for text in texts_in(blackbox, "th") if text == "Black box"] == ["Black box"]
-    spans = {attributes["colspan"] for attributes in blackbox.all("th") if "colspan" in attributes}
-    assert spans == {"2"}
+    assert texts_in(blackbox, "caption") == ["Classification"]
     titles = [svg["aria-label"].split(",")[0] for svg in blackbox.all("svg") if svg.get("role") == "img"]
     assert titles == ["Validation accuracy", "Loss of the black box"]
 
@@ -634,7 +666,7 @@ def test_results_of_another_head_are_refused(run_folder):
     make_results(run_folder, head="pipnet")
     result = run(run_folder)
     assert result.exit_code == 1
-    assert "metrics.json has no row `protomask`" in result.output
+    assert "metrics_detail.parquet has no row `protomask`" in result.output
     write_json(run_folder / "models/final/model.json", {"head": "other", "backbone": "tiny", "settings": {}})
     result = run(run_folder)
     assert result.exit_code == 1

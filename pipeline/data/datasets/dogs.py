@@ -3,7 +3,7 @@
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
-from pipeline.data.boxes import Box
+from pipeline.data.boxes import Box, box_around
 from pipeline.data.datasets.interface import Dataset, DatasetError, ImageRecord, Listing, Split
 from pipeline.data.datasets.sources import (
     number_classes,
@@ -93,8 +93,7 @@ class StanfordDogs(Dataset):
             raise DatasetError(f"{path} cannot be read ({error}): {HOW_TO_GET}") from None
         if not corners:
             raise DatasetError(f"{path} holds no object with a box: {HOW_TO_GET}")
-        x_min, y_min, x_max, y_max = zip(*corners, strict=True)
-        return Box(min(x_min) - 1, min(y_min) - 1, max(x_max), max(y_max))
+        return box_around([Box(x_min - 1, y_min - 1, x_max, y_max) for x_min, y_min, x_max, y_max in corners])
 
 
 def _read_list(path: Path) -> list[tuple[str, int]]:

@@ -4,21 +4,19 @@ Images are drawn when they are asked for, each from a seed of its own: an image 
 how many there are, nor on the process that draws it.
 """
 
-import io
 import re
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image
 
 from pipeline.data.boxes import box_of_mask
-from pipeline.data.datasets.bird_renderer import render, render_masks
+from pipeline.data.datasets.bird_renderer import render_masks
 from pipeline.data.datasets.bird_species import PART_NAMES, SPECIES, Species
 from pipeline.data.datasets.interface import Dataset, DatasetError, ImageRecord, Listing, Part, Split
+from pipeline.data.datasets.scenes import picture_bytes
 from pipeline.params import SyntheticParams
 
 _SPLITS: tuple[Split, ...] = ("train", "test")
-_JPEG_QUALITY = 92
 _KEY = re.compile(r"bird_(\d{2})_(train|test)_(\d{4,})")
 
 
@@ -49,11 +47,7 @@ class SyntheticBirds(Dataset):
 
     def image_bytes(self, record: ImageRecord) -> bytes:
         """Draw the image of RECORD as JPEG; see the base class."""
-        image = render(*self.scene(record), self._params.image_size_px).image
-        # full-resolution colour: beaks, eyes and wing bars are a few pixels wide
-        content = io.BytesIO()
-        Image.fromarray(image).save(content, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
-        return content.getvalue()
+        return picture_bytes(*self.scene(record), self._params.image_size_px)
 
     def object_mask(self, record: ImageRecord) -> Bool[np.ndarray, "height width"]:
         """Give the pixels of the visible bird; see the base class."""

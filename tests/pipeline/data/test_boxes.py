@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.data.boxes import Box, EmptyMaskError, box_of_mask
+from pipeline.data.boxes import Box, EmptyMaskError, box_around, box_of_mask
 
 
 def test_box_of_mask_is_half_open_so_the_crop_keeps_the_last_row_and_column():
@@ -91,3 +91,9 @@ def test_clipping_agrees_with_counting_pixels():
         box = Box(x0, y0, x0 + int(rng.integers(0, 12)), y0 + int(rng.integers(0, 12)))
         inside = sum(box.x0 <= x < box.x1 and box.y0 <= y < box.y1 for y in range(7) for x in range(5))
         assert box.clipped(width=5, height=7).area_px == inside
+
+
+def test_the_box_around_boxes_is_the_smallest_that_holds_them_all():
+    boxes = [Box(4, 1, 6, 9), Box(2, 3, 5, 4), Box(3, 8, 7, 9)]
+    assert box_around(boxes) == Box(2, 1, 7, 9)
+    assert box_around(boxes[:1]) == boxes[0]

@@ -1,43 +1,40 @@
 import numpy as np
+import pytest
 
-from pipeline.metrics.mask_consistency import NO_PART, coverage_patterns, mask_consistency, pattern_frequencies
+from pipeline.metrics.mask_consistency import MaskConsistency
+from pipeline.metrics.part_patterns import mask_consistency, pattern_frequencies
+from pipeline.metrics.registry import METRICS
 
-
-def test_a_pattern_has_a_bit_for_each_part_that_the_mask_covers():
-    covered = np.array([[1, 0, 0], [1, 0, 1], [0, 0, 0], [1, 0, 1]], dtype=bool)
-    assert coverage_patterns(covered) == {0b001, 0b101, NO_PART}
-
-
-def test_an_image_without_masks_has_no_pattern():
-    assert coverage_patterns(np.zeros((0, 3), dtype=bool)) == frozenset()
+PATTERNS = [frozenset({0, 1}), frozenset({1, 2}), frozenset({1}), frozenset(), frozenset({0, 5})]
+LABELS = np.array([0, 0, 1, 1, 3])
 
 
-def test_there_may_be_more_parts_than_bits_in_a_machine_number():
-    covered = np.zeros((1, 200), dtype=bool)
-    covered[0, [0, 199]] = True
-    assert coverage_patterns(covered) == {2**199 + 1}
+@pytest.mark.parametrize("without", [False, True])
+def test_the_statistic_of_all_images_is_the_plain_mean_of_frequencies(without):
+    plain = mask_consistency(pattern_frequencies(PATTERNS, LABELS.tolist(), num_classes=4), without_no_part=without)
+    assert MaskConsistency(PATTERNS, LABELS, without_no_part=without).value(5) == pytest.approx(plain)
 
 
-def test_a_frequency_is_the_share_of_the_classs_images_that_have_the_pattern():
-    result = pattern_frequencies([{0, 3}, {0}, {3}, {0, 1}], [0, 0, 0, 2], num_classes=4)
-    assert result == [{0: 2 / 3, 3: 2 / 3}, {}, {0: 1.0, 1: 1.0}, {}]
-    assert list(result[2]) == [0, 1]
+@pytest.mark.parametrize("without", [False, True])
+def test_weights_stand_for_copies_of_images(without):
+    counts = np.random.default_rng(0).multinomial(5, np.full(5, 0.2), size=30)
+    values = MaskConsistency(PATTERNS, LABELS, without_no_part=without)(counts.astype(float))
+    for drawn, value in zip(counts, values, strict=True):
+        copies = np.repeat(np.arange(5), drawn)
+        frequencies = pattern_frequencies(
+            [PATTERNS[idx] for idx in copies], [int(LABELS[idx]) for idx in copies], num_classes=4
+        )
+        plain = mask_consistency(frequencies, without_no_part=without)
+        assert value == pytest.approx(np.nan if plain is None else plain, nan_ok=True)
+    assert np.isfinite(values).any()
 
 
-def test_an_image_without_masks_counts_among_the_images_of_its_class():
-    assert pattern_frequencies([{1}, set()], [0, 0], num_classes=1) == [{1: 0.5}]
+def test_images_without_any_mask_have_no_consistency():
+    assert np.isnan(MaskConsistency([frozenset(), frozenset()], np.array([0, 1])).value(2))
 
 
-def test_consistency_is_the_mean_over_patterns_and_then_over_classes_that_have_some():
-    frequencies = [{0: 1.0, 1: 0.5}, {}, {2: 0.25}]
-    assert mask_consistency(frequencies) == (0.75 + 0.25) / 2
-    assert mask_consistency(frequencies, without_no_part=True) == (0.5 + 0.25) / 2
-    assert mask_consistency([{0: 1.0}], without_no_part=True) is None
-    assert mask_consistency([{}, {}]) is None
-
-
-def test_masks_that_cover_the_same_parts_everywhere_are_fully_consistent():
-    same = coverage_patterns(np.eye(4, dtype=bool))
-    assert mask_consistency(pattern_frequencies([same] * 5, [0, 0, 0, 1, 1], num_classes=2)) == 1.0
-    other = coverage_patterns(np.eye(4, dtype=bool)[:2])
-    assert mask_consistency(pattern_frequencies([same, other], [0, 0], num_classes=1)) == 0.75
+def test_both_numbers_are_declared():
+    assert {metric.key for metric in METRICS if metric.family == "mask_consistency"} == {
+        "mask_consistency",
+        "mask_consistency_of_parts",
+    }

@@ -46,7 +46,7 @@ def write_prototypes(folder, sources, weights=(1.0, 1.0, 1.0, 1.0)):
 
 
 def usage_of(tmp_path, rows, head="protomask"):
-    write_table(tmp_path / "per_image.parquet", rows, PER_IMAGE)
+    write_table(tmp_path / "per_image.parquet", [row | {"values": []} for row in rows], PER_IMAGE)
     return count_usage(tmp_path / "per_image.parquet", head, TWO_EACH)
 
 

@@ -1,4 +1,6 @@
 import io
+import re
+import shutil
 import tarfile
 
 import numpy as np
@@ -6,18 +8,21 @@ import pytest
 import simplejpeg
 import torch
 
-from pipeline.artifacts import PER_IMAGE, VIEWS, read_table, write_table
+from pipeline.artifacts import METRICS_DETAIL, PER_IMAGE, VIEWS, read_table, write_table
 from pipeline.data.bags import BagReader
-from pipeline.evaluation import evaluate
+from pipeline.errors import PipelineError
+from pipeline.evaluation import explanations
+from pipeline.evaluation.run import evaluate
 from pipeline.io import read_json
 from pipeline.metrics.registry import METRICS
 from pipeline.model.backbone import Backbone
 from pipeline.model.blackbox import BlackBox
 from pipeline.model.files import load_model, save_model
 from pipeline.model.protomask import ProtoMask
-from pipeline.params import EvaluateParams, Params
+from pipeline.params import DatasetParams, EvaluateParams, Params
 from pipeline.runtime import Runtime
 from pipeline.training import embedding
+from tests.plain_dataset import write_dataset
 
 CPU = Runtime(device="cpu")
 SIDE_PX = 32
@@ -25,6 +30,7 @@ LENGTHS = [3, 1, 2, 4, 2, 1, 3, 2, 1, 5, 2]
 LABELS = [0, 1, 2, 1, 0, 0, 1, 1, 2, 1, 0]
 CLASS_NAMES = ["Gull", "Wren", "Robin", "Auk"]  # no image is an auk
 ROWS = ["protomask", "protomask_projected", "protomask_trained"]
+PART_NAMES = ["beak", "wing", "tail"]
 
 
 def write_crops(folder, order=None):
@@ -48,8 +54,8 @@ def write_crops(folder, order=None):
                         "split": "test",
                         "label": LABELS[bag_idx],
                         "mask_idx": -1 if is_whole else view_idx,
-                        "mask_box": [0, 0, 9, 9],
-                        "box": [0, 0, 9, 9],
+                        "mask_box": [view_idx, 2, 9 + view_idx, 20],
+                        "box": [view_idx, 0, 12 + view_idx, 24],
                         "area_px": 81,
                         "shard": "test-00000.tar",
                         "jpeg_offset": member.name,
@@ -64,6 +70,8 @@ def write_crops(folder, order=None):
     rows = [{**row, "jpeg_offset": offsets[row["jpeg_offset"]]} for row in rows]
     rows.sort(key=lambda row: (row["split"], row["image_key"], row["view_idx"]))
     write_table(folder / "views.parquet", rows, VIEWS, class_names=CLASS_NAMES, size_px=SIDE_PX)
+    dataset, masks = folder.parent / "dataset", folder.parent / "masks"
+    write_dataset(dataset, masks, folder, side_px=SIDE_PX, part_names=PART_NAMES, object_masks=True)
 
 
 def write_models(folder, per_class=2, negative=False):
@@ -89,8 +97,19 @@ def write_models(folder, per_class=2, negative=False):
 
 
 def run(crops, models, out, **settings):
-    params = Params(evaluate=EvaluateParams(**settings))
-    return evaluate(crops, models / "trained", models / "projected", models / "final", out, params=params, runtime=CPU)
+    quick = {"map_side_px": 32, "sample_images": 4, "bootstrap_draws": 50, "saliency": ("mask", "view"), **settings}
+    params = Params(evaluate=EvaluateParams(**quick), dataset=DatasetParams(name="folder"))
+    return evaluate(
+        crops.parent / "dataset",
+        crops.parent / "masks",
+        crops,
+        models / "trained",
+        models / "projected",
+        models / "final",
+        out,
+        params=params,
+        runtime=CPU,
+    )
 
 
 def without(folder, name):
@@ -148,10 +167,18 @@ def similarities_of(crops, folder):
 
 def test_there_is_a_row_per_state_with_its_families_and_every_declared_metric(results):
     metrics = read_json(results / "metrics.json")
-    assert sorted(metrics) == sorted([*ROWS, "blackbox"])
-    declared = {(metric.family, metric.key) for metric in METRICS}
-    for row in ROWS:
-        assert {(family, key) for family, scores in metrics[row].items() for key in scores} == declared
+    assert sorted(metrics) == sorted([*ROWS, "protomask_view", "blackbox"])
+    declared = {row: set() for row in ("protomask", "protomask_view", "protomask_projected")}
+    for metric in METRICS:
+        declared["protomask"].add((metric.family, metric.key))
+        if "maps" in metric.needs:
+            declared["protomask_view"].add((metric.family, metric.key))
+        if set(metric.needs) <= {"prototypes"}:
+            declared["protomask_projected"].add((metric.family, metric.key))
+    declared["protomask_trained"] = declared["protomask_projected"]
+    assert all(len(names) > 10 for names in declared.values())
+    for row, names in declared.items():
+        assert {(family, key) for family, scores in metrics[row].items() for key in scores} == names
     assert list(metrics["blackbox"]) == ["classification"]
     assert metrics["blackbox"]["classification"].keys() == metrics["protomask"]["classification"].keys()
 
@@ -164,7 +191,8 @@ def test_fractions_are_between_0_and_1_and_not_percent(results):
     metrics = read_json(results / "metrics.json")
     fractions = [metric for metric in METRICS if metric.unit == "fraction"]
     values = [metrics["protomask"][metric.family][metric.key] for metric in fractions]
-    assert len(values) > 5
+    values = [value for value in values if value is not None]
+    assert len(values) > 25
     assert all(0 <= value <= 1 for value in values)
     assert any(value > 0 for value in values)
 
@@ -270,8 +298,11 @@ def test_where_bags_lie_in_the_shards_does_not_matter(tmp_path, models, results)
 def test_a_second_run_gives_the_same_bytes(tmp_path, crops, models, results):
     run(crops, models, tmp_path, top_prototypes=3)
     names = sorted(path.name for path in results.iterdir())
-    assert names == ["metrics.json", "per_image.parquet", "table.csv", "table.md", "table.tex"]
-    assert all((tmp_path / name).read_bytes() == (results / name).read_bytes() for name in names)
+    tables = ["table.csv", "table.md", "table.tex"]
+    assert names == ["metrics.json", "metrics_detail.parquet", "per_image.parquet", "plots", *tables]
+    files = sorted(path.relative_to(results) for path in results.rglob("*") if path.is_file())
+    assert len(files) > 10
+    assert all((tmp_path / name).read_bytes() == (results / name).read_bytes() for name in files)
 
 
 def test_what_cannot_be_had_is_null(tmp_path, crops):
@@ -296,14 +327,99 @@ def test_without_a_black_box_there_is_no_row_for_it(tmp_path, crops):
     models = write_models(tmp_path / "models")
     without(models / "trained", "blackbox")
     metrics = run(crops, models, tmp_path / "results")
-    assert sorted(metrics) == sorted(ROWS)
+    assert sorted(metrics) == sorted([*ROWS, "protomask_view"])
     assert "Black box" not in (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
 
 
 def test_the_tables_hold_the_numbers_of_metrics_json(results):
     metrics = read_json(results / "metrics.json")
-    accuracies = [f"{100 * metrics[row]['classification']['accuracy']:.2f}" for row in [*ROWS, "blackbox"]]
+    rows = ["protomask", "protomask_projected", "protomask_trained", "blackbox"]
+    accuracies = [f"{100 * metrics[row]['classification']['accuracy']:.2f}" for row in rows]
     for name, separator in (("table.md", "|"), ("table.tex", "&")):
-        line = next(line for line in (results / name).read_text(encoding="utf-8").splitlines() if " Accuracy " in line)
-        cells = [cell.strip() for cell in line.removesuffix(r"\\").strip("|").split(separator)]
-        assert cells[2:] == accuracies
+        line = next(line for line in (results / name).read_text(encoding="utf-8").splitlines() if "Accuracy " in line)
+        cells = [cell.strip(r"\ ") for cell in line.strip("|").split(separator)]
+        found = [re.search(r"\d+\.\d\d", cell)[0] for cell in cells[1:]]
+        assert found == accuracies
+
+
+def details_of(results):
+    rows = read_table(results / "metrics_detail.parquet", METRICS_DETAIL).to_pylist()
+    return {(row["row"], row["family"], row["metric"]): row for row in rows}
+
+
+def test_the_details_have_every_number_with_its_interval_or_a_reason(results):
+    metrics = read_json(results / "metrics.json")
+    details = details_of(results)
+    assert {(row, family, key) for row in metrics for family in metrics[row] for key in metrics[row][family]} == set(
+        details
+    )
+    num_intervals = 0
+    for (row, family, key), detail in details.items():
+        value = metrics[row][family][key]
+        assert (value is None) == (detail["value"] is None) == (detail["reason"] is not None)
+        if value is not None:
+            assert value == pytest.approx(detail["value"], abs=1e-6)
+        if detail["low"] is not None:
+            num_intervals += 1
+            assert detail["low"] - 1e-9 <= detail["value"] <= detail["high"] + 1e-9
+    assert num_intervals > 60
+    assert details["protomask", "compactness", "global_size"]["num_images"] == 0
+
+
+def test_what_the_network_is_run_again_for_is_asked_of_the_sample_and_the_rest_of_all_images(results):
+    details = details_of(results)
+    assert details["protomask", "complexity", "object_overlap"]["num_images"] == len(LENGTHS)
+    assert details["protomask", "continuity", "score_change"]["num_images"] == 4
+    assert details["protomask", "deletion", "removed"]["num_images"] == 4
+    assert "synthetic" in details["protomask", "causal", "single_deletion"]["reason"]
+
+
+def test_means_over_images_follow_from_the_values_per_image(results):
+    details = details_of(results)
+    for row in ("protomask", "protomask_view", "protomask_trained"):
+        by_key = {}
+        for entry in rows_of(results, row):
+            for key, value in entry["values"]:
+                by_key.setdefault(key, []).append(value)
+        assert len(by_key) >= 5
+        for key, values in by_key.items():
+            detail = details[(row, *key.split("."))]
+            assert len(values) == detail["num_images"]
+            if detail["value"] is not None:
+                assert np.mean(values) == pytest.approx(detail["value"])
+
+
+def test_a_data_set_without_parts_and_object_masks_has_reasons_in_their_place(tmp_path, models):
+    write_crops(tmp_path / "crops")
+    shutil.rmtree(tmp_path / "dataset")
+    shutil.rmtree(tmp_path / "masks")
+    write_dataset(tmp_path / "dataset", tmp_path / "masks", tmp_path / "crops", side_px=SIDE_PX)
+    metrics = run(tmp_path / "crops", models, tmp_path / "results")
+    details = details_of(tmp_path / "results")
+    for family, key, what in (
+        ("complexity", "object_overlap", "object masks"),
+        ("complexity", "consistency", "part locations"),
+        ("continuity", "stability", "part locations"),
+        ("mask_consistency", "mask_consistency", "part locations"),
+    ):
+        assert metrics["protomask"][family][key] is None
+        assert what in details["protomask", family, key]["reason"]
+    assert metrics["protomask"]["contrastivity"]["saliency_location_change"] is not None
+
+
+def test_saliency_that_the_head_does_not_have_is_one_line_that_names_the_key(tmp_path, crops, models):
+    with pytest.raises(PipelineError, match=r"evaluate\.saliency .*places to enlarge"):
+        run(crops, models, tmp_path, saliency=("upsample",))
+
+
+@pytest.mark.parametrize(("sampled", "others"), [(1, 1), (3, 5)])
+def test_how_many_images_are_explained_at_once_does_not_matter(
+    tmp_path, crops, models, results, monkeypatch, sampled, others
+):
+    monkeypatch.setattr(explanations, "_SAMPLED_PER_BATCH", sampled)
+    monkeypatch.setattr(explanations, "_PER_BATCH", others)
+    metrics = run(crops, models, tmp_path, top_prototypes=3)
+    expected = read_json(results / "metrics.json")
+    for row, families in expected.items():
+        for family, scores in families.items():
+            assert metrics[row][family] == pytest.approx(scores, abs=1e-5)

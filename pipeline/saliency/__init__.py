@@ -1,0 +1,1 @@
+"""Saliency: how much each pixel of an image matters to one prototype."""

@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+
+from pipeline.metrics.statistics import Constant, MeanOverClasses, MeanOverImages, Statistic
+from pipeline.metrics.uncertainty import Bootstrap, Interval
+
+
+def plain_interval(values, num_draws, seed):
+    """Resample by drawing positions one set after the other, from the same counts."""
+    rng = np.random.default_rng(seed)
+    means = []
+    for _ in range(num_draws):
+        counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)))
+        means.append(np.mean(np.repeat(values, counts)))
+    return np.quantile(means, 0.025), np.quantile(means, 0.975)
+
+
+def test_the_interval_of_a_mean_is_that_of_means_of_resampled_values():
+    values = np.random.default_rng(0).normal(size=40)
+    interval = Bootstrap(40, num_draws=300, seed=7).interval(MeanOverImages(values))
+    assert (interval.low, interval.high) == pytest.approx(plain_interval(values, 300, 7))
+
+
+def test_draws_are_the_same_however_many_are_taken_at_once(monkeypatch):
+    statistic = MeanOverImages(np.random.default_rng(0).normal(size=30))
+    at_once = Bootstrap(30, num_draws=100, seed=0).interval(statistic)
+    monkeypatch.setattr("pipeline.metrics.uncertainty._CELLS_PER_PART", 200)
+    assert Bootstrap(30, num_draws=100, seed=0).interval(statistic) == at_once
+
+
+def test_about_95_percent_of_intervals_hold_the_true_mean():
+    rng = np.random.default_rng(0)
+    held = 0
+    for trial in range(200):
+        interval = Bootstrap(60, num_draws=400, seed=trial).interval(MeanOverImages(rng.normal(3.0, 1.0, size=60)))
+        held += interval.low <= 3.0 <= interval.high
+    assert 0.89 <= held / 200 <= 0.99
+
+
+def test_a_property_of_weights_has_no_interval():
+    assert Bootstrap(5, num_draws=50, seed=0).interval(Constant(3.0)) is None
+
+
+def test_a_value_that_too_few_draws_have_gets_no_interval():
+    one_of_ten = np.array([1.0] + [np.nan] * 9)  # absent from a third of the draws
+    assert Bootstrap(10, num_draws=200, seed=0).interval(MeanOverImages(one_of_ten)) is None
+    most = np.array([np.nan] + [1.0, 2.0] * 10)
+    assert Bootstrap(21, num_draws=200, seed=0).interval(MeanOverImages(most)) is not None
+
+
+def test_a_paired_difference_is_surer_than_two_intervals():
+    rng = np.random.default_rng(0)
+    hardness = rng.normal(size=50)  # what both runs share
+    before, after = MeanOverImages(hardness), MeanOverImages(hardness + 0.2 + 0.05 * rng.normal(size=50))
+    bootstrap = Bootstrap(50, num_draws=500, seed=0)
+    difference = bootstrap.difference(before, after)
+    assert difference.is_significant
+    assert difference.value == pytest.approx((after.values - before.values).mean())
+    assert bootstrap.interval(after).low < bootstrap.interval(before).high  # the two alone would not tell
+    assert bootstrap.difference(after, before).value == pytest.approx(-difference.value)
+
+
+def test_no_difference_is_not_significant():
+    values = MeanOverImages(np.arange(10.0))
+    difference = Bootstrap(10, num_draws=50, seed=0).difference(values, values)
+    assert (difference.value, difference.interval, difference.is_significant) == (0.0, Interval(0.0, 0.0), False)
+
+
+def test_classes_that_a_draw_leaves_out_do_not_count_in_it():
+    labels = np.array([0, 0, 0, 0, 1])
+    statistic = MeanOverClasses(np.array([1.0, 1.0, 1.0, 1.0, 0.0]), labels)
+    assert statistic(np.array([[1.0, 1, 1, 1, 1], [5, 0, 0, 0, 0]])).tolist() == [0.5, 1.0]
+    assert Bootstrap(5, num_draws=100, seed=0).interval(statistic).high == 1.0
+
+
+def test_a_statistic_that_counts_different_images_gets_no_interval():
+    class NumDifferent(Statistic):
+        num_images = 30
+
+        def __call__(self, weights):
+            return (weights > 0).sum(axis=1).astype(float)
+
+    assert Bootstrap(30, num_draws=200, seed=0).interval(NumDifferent()) is None
+
+
+def test_a_value_that_all_images_share_is_its_own_interval():
+    interval = Bootstrap(7, num_draws=50, seed=0).interval(MeanOverImages(np.full(7, 0.1)))
+    assert interval.low == pytest.approx(0.1)
+    assert interval.high == pytest.approx(0.1)
