@@ -52,7 +52,8 @@ class Causes:
             chosen: positions in ``subject.images``.
             evidence: about these images.
         """
-        evidence = replace(evidence, deletion=self._deletion(subject, explanations, chosen))
+        if "deletion" not in evidence.absent:
+            evidence = replace(evidence, deletion=self._deletion(subject, explanations, chosen))
         if "scenes" not in evidence.absent:
             evidence = replace(evidence, scenes=self._scenes(subject, chosen, evidence))
         return evidence

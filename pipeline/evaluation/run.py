@@ -132,7 +132,7 @@ def evaluate(
         state, _ = load_model(folder)
         if isinstance(state, PrototypeNetwork):
             _check_same_embedding(network, state, folder)
-            rows[name] = _unexplained(state, test, encoded, params.evaluate)
+            rows[name] = _unexplained(state, test, encoder.encoded(state, test.reader), params.evaluate)
         else:
             rows[name] = _opaque(state, encoder, readers[state.views], params.evaluate)
     return _write(out, rows, readers[network.views], params)
@@ -168,6 +168,8 @@ def _explained(
         device=runtime.torch_device,
     )
     absent: dict[Need, str] = {**causes.absent}
+    if network.views == "whole":
+        absent["deletion"] = f"`{network.head}` is shown one view, the whole image"
     patterns = None
     if "parts" in test.absent:
         absent["patterns"] = test.absent["parts"]
@@ -222,14 +224,18 @@ def _of_kind(
         logits=look.logits,
         insensitive=_insensitive(subject, kind, metrics, measured, explanations, absent, causes, is_first=is_first),
         top=(explanations.top, look.similarity.gather(1, explanations.top), explanations.seen.element),
-        shown=Explained(
-            top=explanations.top,
-            features=explanations.seen.features,
-            prototypes=_as_features(subject.network),
-            prototype_labels=subject.network.prototype_classes(),
-            deletion=_joined(deletions),
-        ),
+        shown=_shown(explanations, subject.network, deletions) if is_first else None,
         is_network=is_first,
+    )
+
+
+def _shown(explanations: Explanations, network: PrototypeNetwork, deletions: Sequence[Deletion]) -> Explained:
+    return Explained(
+        top=explanations.top,
+        features=explanations.seen.features,
+        prototypes=_as_features(network),
+        prototype_labels=network.prototype_classes(),
+        deletion=_joined(deletions),
     )
 
 
@@ -354,7 +360,9 @@ def _check_same_embedding(final: Network, state: Network, folder: Path) -> None:
     """The states of a network share one embedding; only normalisation statistics, no parameters, may differ."""
     own, other = (dict(one.named_parameters()) for one in (final, state))
     for key, value in own.items():
-        if key.startswith(("backbone.", "add_on.")) and (key not in other or not torch.equal(value, other[key])):
+        if key.startswith(("backbone.", "add_on.")) and (
+            key not in other or not torch.equal(value.cpu(), other[key].cpu())  # evaluating one leaves it on a device
+        ):
             raise PipelineError(f"{folder}: its {key} is not that of the final network: run `dvc repro finetune`")
 
 

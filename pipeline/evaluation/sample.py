@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def draw_evenly(image_keys: Sequence[str], labels: Sequence[int], num: int, *, seed: int) -> list[int]:
-    """Draw images class after class, one of each class in every round, until there are NUM or no more.
+    """Draw one image of each class in every round, in an order of its own, until there are NUM or no more.
 
-    Which image of a class comes when hangs on the seed and on the image's own key alone: a larger sample holds the
-    smaller one.
+    Which image of a class comes when, and which class in a round, hangs on the seed and on the images' own keys: a
+    larger sample holds the smaller one, and a sample smaller than the number of classes is no run of neighbours.
 
     Args:
         image_keys: of all images.
@@ -23,9 +23,15 @@ def draw_evenly(image_keys: Sequence[str], labels: Sequence[int], num: int, *, s
     by_class: dict[int, list[int]] = defaultdict(list)
     for position in sorted(range(len(image_keys)), key=lambda idx: _rank(image_keys[idx], seed)):
         by_class[labels[position]].append(position)
-    queues = [by_class[label] for label in sorted(by_class)]
-    rounds = max((len(queue) for queue in queues), default=0)
-    in_order = [queue[turn] for turn in range(rounds) for queue in queues if turn < len(queue)]
+    rounds = max((len(queue) for queue in by_class.values()), default=0)
+    in_order = [
+        position
+        for turn in range(rounds)
+        for position in sorted(
+            (queue[turn] for queue in by_class.values() if turn < len(queue)),
+            key=lambda idx: _rank(image_keys[idx], seed),
+        )
+    ]
     return sorted(in_order[:num])
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.evaluation.explanations import select
 from pipeline.metrics.interface import Evidence, Metric
+from pipeline.metrics.maps import box_of
 from pipeline.metrics.measure import Measured
 from pipeline.metrics.statistics import MeanOverImages, Statistic
 from pipeline.metrics.uncertainty import Bootstrap
@@ -53,18 +54,29 @@ def with_shuffled_prototypes(network: PrototypeNetwork, *, seed: int) -> Prototy
 def moved_maps(
     maps: Shaped[Tensor, "image rank side side"], image_keys: Sequence[str], *, seed: int
 ) -> Shaped[Tensor, "image rank side side"]:
-    """Move each map by a random number of pixels; what leaves on one side comes back on the other.
+    """Move each map to a random place where its box still lies in the frame.
 
-    Shape, area and values stay, only the place is lost. A map moves the same whenever it is asked for.
+    Shape, area, box and values stay, only the place is lost. A map that fills the frame from one side to the other
+    moves along it all the same: what leaves on one side comes back on the other. A map moves the same whenever it is
+    asked for.
     """
     side = maps.shape[-1]
+    boxes = box_of(maps != 0).tolist()
     moved = torch.empty_like(maps)
     for image, image_key in enumerate(image_keys):
         start = int.from_bytes(hashlib.sha256(f"maps/{seed}/{image_key}".encode()).digest()[:8], "big")
-        shifts = np.random.default_rng(start).integers(side, size=(maps.shape[1], 2))
-        for rank, (down, right) in enumerate(shifts.tolist()):
+        rng = np.random.default_rng(start)
+        for rank, (x0, y0, x1, y1) in enumerate(boxes[image]):
+            down, right = _shift(rng, y0, y1, side), _shift(rng, x0, x1, side)
             moved[image, rank] = maps[image, rank].roll((down, right), (0, 1))
     return moved
+
+
+def _shift(rng: np.random.Generator, start: int, stop: int, side: int) -> int:
+    """Draw how far what lies from START to STOP moves; anywhere, where it fills the frame."""
+    if stop - start == side:
+        return int(rng.integers(side))
+    return int(rng.integers(side - (stop - start) + 1)) - start
 
 
 def applies(declared: Metric, randomisation: Randomisation) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.metrics.interface import Evidence, Metric, Need, Scenes
 
 _FAMILY = "causal"
-_NEEDS: tuple[Need, ...] = ("prototypes", "scenes")
+_NEEDS: tuple[Need, ...] = ("prototypes", "maps", "parts", "scenes")
 
 
 def single_deletion(evidence: Evidence) -> Float64[Tensor, " image"]:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Float64, Int, Num, Shaped
 from torch import Tensor
 
 from pipeline.metrics.interface import Evidence, Look, Metric, Need
-from pipeline.metrics.maps import clipped, min_max_mask, sorted_values
+from pipeline.metrics.maps import clipped, min_max_mask, num_pixels, values_but_zeros
 
 ELEMENT_THRESHOLD = 0.5
 """Elements count as similar above this share of the range of an image's similarities to a prototype (QuanProto)."""
@@ -23,7 +23,7 @@ def mask_iou(
     one: Bool[Tensor, "*batch height width"], other: Bool[Tensor, "*batch height width"]
 ) -> Float64[Tensor, "*batch"]:
     """Divide what both masks hold by what either holds; NaN for two empty masks."""
-    return (one & other).sum(dim=(-2, -1)).double() / (one | other).sum(dim=(-2, -1))
+    return num_pixels(one & other).double() / num_pixels(one | other)
 
 
 def box_iou(one: Num[Tensor, "*batch 4"], other: Num[Tensor, "*batch 4"]) -> Float64[Tensor, "*batch"]:
@@ -46,9 +46,9 @@ def activation_change(
     without negative values; NaN where both are 0 everywhere. Pixels that are NaN in both do not count.
     """
     if one.dtype == torch.bool and other.dtype == torch.bool:  # of equally many ones and zeros, sorted, ...
-        sizes = [mask.sum(dim=(-2, -1)).double() for mask in (one, other)]
+        sizes = [num_pixels(mask).double() for mask in (one, other)]
         return 1 - torch.minimum(*sizes) / torch.maximum(*sizes)
-    first, second = (sorted_values(maps).double() for maps in (one, other))
+    first, second = (values.double() for values in values_but_zeros(one, other))
     return 1 - torch.minimum(first, second).nansum(dim=-1) / torch.maximum(first, second).nansum(dim=-1)
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
@@ -16,7 +17,7 @@ def score_change(
 ) -> Float64[Tensor, " image"]:
     """Compare the class scores of two looks, whatever classes they are of: 1 - sum of smaller / sum of larger ones.
 
-    Scores are sorted first. A share only where no score is below 0.
+    Scores are sorted first. A share only where no score is below 0; elsewhere a larger change may give less.
     """
     return activation_change(before[:, None], after[:, None])
 
@@ -35,7 +36,9 @@ def stability(
 
 def _score_change(evidence: Evidence) -> Float64[Tensor, " image"]:
     assert evidence.changed is not None
-    return score_change(evidence.look.logits, evidence.changed.logits)
+    before, after = evidence.look.logits, evidence.changed.logits
+    is_share = (before >= 0).all(dim=1) & (after >= 0).all(dim=1)
+    return torch.where(is_share, score_change(before, after), torch.nan)
 
 
 def _prediction_rank(evidence: Evidence) -> Float64[Tensor, " image"]:
@@ -59,9 +62,7 @@ METRICS = (
         unit="fraction",
         direction="lower",
         formula="1 - sum of the smaller / sum of the larger class scores, sorted, before and after the change of the"
-        " image (QuanProto); beyond 0..1 where scores are negative",
-        low=-math.inf,
-        high=math.inf,
+        " image (QuanProto); none where a score is negative",
         needs=("prototypes", "changed"),
         of_image=_score_change,
     ),

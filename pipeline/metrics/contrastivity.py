@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from pipeline.metrics.change import box_iou, point_distance, relative_change, relevance, similar_elements, similarity_to
 from pipeline.metrics.interface import Evidence, Metric, Need
-from pipeline.metrics.maps import sorted_values
+from pipeline.metrics.maps import num_pixels, values_but_zeros
 from pipeline.metrics.statistics import Statistic, Values, Weights, mean_of_present, quotient
 
 _FAMILY = "contrastivity"
@@ -59,11 +59,11 @@ def intra_box_change(boxes: Num[Tensor, "image rank 4"]) -> Float64[Tensor, " im
 def intra_activation_change(maps: Shaped[Tensor, "image rank height width"]) -> Float64[Tensor, " image"]:
     """:func:`pipeline.metrics.change.activation_change` of two maps, averaged over pairs; NaN with a map of zeros."""
     if maps.dtype == torch.bool:
-        size = maps.sum(dim=(2, 3)).double()
+        size = num_pixels(maps).double()
         smaller, larger = torch.minimum(size[:, :, None], size[:, None]), torch.maximum(size[:, :, None], size[:, None])
     else:
-        values = sorted_values(maps)
-        values = values[..., (values != 0).flatten(0, 1).any(dim=0)].double()  # of most pixels, all maps say nothing
+        [values] = values_but_zeros(maps)
+        values = values.double()
         total = values.sum(dim=2)
         both, gap = total[:, :, None] + total[:, None], torch.cdist(values, values, p=1)
         smaller, larger = (both - gap) / 2, (both + gap) / 2

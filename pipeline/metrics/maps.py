@@ -17,6 +17,30 @@ def sorted_values(maps: Shaped[Tensor, "*batch height width"]) -> Shaped[Tensor,
     return torch.from_numpy(np.sort(maps.flatten(-2).numpy(), axis=-1))
 
 
+def values_but_zeros(*sets: Shaped[Tensor, "*batch height width"]) -> list[Shaped[Tensor, "*batch value"]]:
+    """Sort the values of each map, ascending, NaN last, without zeros: most pixels of a clipped map say nothing.
+
+    Maps with fewer values than others, of this or another set, keep as many zeros as make all equally long. So equally
+    many are left out of each map, and what is compared by rank comes out as for all values.
+    """
+    rows = [[row[row != 0] for row in maps.numpy().reshape(-1, maps.shape[-2] * maps.shape[-1])] for maps in sets]
+    longest = max((len(row) for own in rows for row in own), default=0)
+    found = []
+    for maps, own in zip(sets, rows, strict=True):
+        values = np.zeros((len(own), longest), dtype=maps.numpy().dtype)
+        for place, row in zip(values, own, strict=True):
+            place[: len(row)] = row
+        values.sort(axis=-1)
+        found.append(torch.from_numpy(values.reshape(*maps.shape[:-2], longest)))
+    return found
+
+
+def num_pixels(masks: Bool[Tensor, "*batch height width"]) -> Int[Tensor, "*batch"]:
+    """Count the pixels of each mask; NumPy does this one by one several times as fast as torch sums them."""
+    flat = masks.numpy().reshape(-1, *masks.shape[-2:])
+    return torch.tensor([np.count_nonzero(mask) for mask in flat], dtype=torch.long).view(masks.shape[:-2])
+
+
 def percentile_mask(
     maps: Float[Tensor, "*batch height width"], percentile: float
 ) -> Bool[Tensor, "*batch height width"]:

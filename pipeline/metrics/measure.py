@@ -60,6 +60,7 @@ def measure(metrics: Sequence[Metric], batches: Iterable[Batch], whole: Callable
     """
     by_image: dict[tuple[str, str], list[np.ndarray]] = {}
     absent: dict[tuple[str, str], str] = {}
+    was_asked: set[tuple[str, str]] = set()
     positions: list[np.ndarray] = []
     of_image = [declared for declared in metrics if declared.of_image is not None]
     for batch in batches:
@@ -70,6 +71,7 @@ def measure(metrics: Sequence[Metric], batches: Iterable[Batch], whole: Callable
             if reason is None:
                 assert declared.of_image is not None
                 values = declared.of_image(batch.evidence).double().cpu().numpy()
+                was_asked.add(name)
             else:
                 absent.setdefault(name, reason)
                 values = np.full(len(batch.positions), np.nan)
@@ -80,8 +82,11 @@ def measure(metrics: Sequence[Metric], batches: Iterable[Batch], whole: Callable
     for declared in metrics:
         name = declared.family, declared.key
         if declared.of_image is not None:
-            statistic: Statistic | None = MeanOverImages(np.concatenate(by_image[name])[order])
-            reason = absent.get(name, UNDEFINED) if statistic is not None and statistic.num_images == 0 else None
+            statistic: Statistic | None
+            statistic = MeanOverImages(np.concatenate(by_image[name])[order])
+            reason = None
+            if statistic.num_images == 0:
+                reason = UNDEFINED if name in was_asked else absent[name]
         else:
             assert declared.of_set is not None
             reason = missing(declared, everything.absent)

@@ -56,6 +56,7 @@ class Bootstrap:
         self.num_images = num_images
         self._num_draws = num_draws
         self._seed = seed
+        self._only_part: Weights | None = None
 
     def interval(self, statistic: Statistic) -> Interval | None:
         """Give the percentile interval of a statistic.
@@ -68,31 +69,39 @@ class Bootstrap:
             return None
         interval = _interval(self._values(statistic))
         value = statistic.value(self.num_images)
-        if interval is None or not interval.low - _ROUNDING <= value <= interval.high + _ROUNDING:
-            return None
-        return interval
+        return interval if interval is not None and _holds(interval, value) else None
 
     def difference(self, before: Statistic, after: Statistic) -> Difference | None:
-        """Compare two statistics of the same images, draw by draw; None where too many draws leave one without a value.
+        """Compare two statistics of the same images, draw by draw; None as in :meth:`interval`.
 
         What varies together, such as images that are hard for both, cancels: the paired bootstrap.
         """
         with np.errstate(invalid="ignore"):  # of two infinite values
             interval = _interval(self._values(after) - self._values(before))
             value = after.value(self.num_images) - before.value(self.num_images)
-        return None if interval is None or not np.isfinite(value) else Difference(value, interval)
+        return Difference(value, interval) if interval is not None and _holds(interval, value) else None
 
     def _values(self, statistic: Statistic) -> Values:
         return np.concatenate([statistic(weights) for weights in self._weights()])
 
     def _weights(self) -> Iterator[Weights]:
-        """How often each image was drawn, some draws at a time; the same in every call."""
+        """How often each image was drawn, some draws at a time: the same in every call, and kept if one part is all."""
+        if self._only_part is not None:
+            yield self._only_part
+            return
         rng = np.random.default_rng(self._seed)
         per_part = max(1, _CELLS_PER_PART // self.num_images)
         share = np.full(self.num_images, 1 / self.num_images)
         for start in range(0, self._num_draws, per_part):
             num = min(per_part, self._num_draws - start)
-            yield rng.multinomial(self.num_images, share, size=num).astype(np.float64)
+            weights = rng.multinomial(self.num_images, share, size=num).astype(np.float64)
+            if num == self._num_draws:
+                self._only_part = weights
+            yield weights
+
+
+def _holds(interval: Interval, value: float) -> bool:
+    return interval.low - _ROUNDING <= value <= interval.high + _ROUNDING
 
 
 def _interval(values: Values) -> Interval | None:

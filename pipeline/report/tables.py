@@ -217,7 +217,9 @@ def family_tables(details: Iterable[Detail], order: Iterable[str]) -> list[Famil
 
 
 def _line(declared: Metric, details: Sequence[Detail | None]) -> Line:
-    values = [None if detail is None else detail.value for detail in details]
+    """Lay a metric out; numbers about less than half as many images as others do not compete for the best."""
+    most = max((detail.num_images for detail in details if detail is not None), default=0)
+    values = [None if detail is None or 2 * detail.num_images < most else detail.value for detail in details]
     best = best_text(declared, values)
     is_best = (best is not None and value is not None and render_value(declared, value) == best for value in values)
     return Line(declared, tuple(details), tuple(is_best))
@@ -276,9 +278,11 @@ def legend(num_draws: int) -> tuple[str, ...]:
         f"In brackets: {100 * LEVEL:g} % bootstrap interval, from {num_draws:,} resamples of the test images; what "
         "varies is the choice of test images, not the training. A number without one is not about images, or has no "
         "value in too many resamples.",
-        "Arrows point to the better side; the best value of a line is bold.",
-        f"{INSENSITIVE}: in a sanity check, the number was no worse, beyond chance, though the explanations had been "
-        "made worthless: it says little about explanations.",
+        "Arrows point to the better side; the best value of a line is bold. A number about less than half as many "
+        "images as another one of its line is not compared with it.",
+        f"{INSENSITIVE}: in a sanity check on the sampled images, the number was not shown to get worse, beyond "
+        "chance, when the explanations were made worthless; more images (evaluate.sample_images) show smaller "
+        "changes. Numbers without a better side, of weights or of masks alone were not checked.",
         f"{ABSENT}: no value, or not asked of this network.",
     )
 

@@ -369,7 +369,7 @@ def test_the_details_have_every_number_with_its_interval_or_a_reason(results):
 def test_what_the_network_is_run_again_for_is_asked_of_the_sample_and_the_rest_of_all_images(results):
     details = details_of(results)
     assert details["protomask", "complexity", "object_overlap"]["num_images"] == len(LENGTHS)
-    assert details["protomask", "continuity", "score_change"]["num_images"] == 4
+    assert details["protomask", "continuity", "similarity_change"]["num_images"] == 4
     assert details["protomask", "deletion", "removed"]["num_images"] == 4
     assert "synthetic" in details["protomask", "causal", "single_deletion"]["reason"]
 

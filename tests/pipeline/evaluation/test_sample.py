@@ -28,5 +28,13 @@ def test_which_images_are_drawn_hangs_on_keys_and_not_on_their_order(seed):
     assert {KEYS[::-1][idx] for idx in backwards} == {KEYS[idx] for idx in draw_evenly(KEYS, LABELS, 7, seed=seed)}
 
 
+def test_a_sample_smaller_than_the_number_of_classes_is_spread_over_them():
+    labels = list(range(200))
+    keys = [f"image-{label:03d}" for label in labels]
+    drawn = draw_evenly(keys, labels, 24, seed=0)
+    assert max(drawn) > 150
+    assert drawn != draw_evenly(keys, labels, 24, seed=1)
+
+
 def test_another_seed_draws_other_images():
     assert len({tuple(draw_evenly(KEYS, LABELS, 6, seed=seed)) for seed in range(8)}) > 4

@@ -77,6 +77,19 @@ def test_moved_maps_keep_their_values_and_lose_their_place():
     assert torch.equal(moved.flatten(2).sort(dim=2).values, maps.flatten(2).sort(dim=2).values)
     assert not torch.equal(moved, maps)
     assert torch.equal(moved_maps(maps[1:], ["b"], seed=0)[0], moved[1])
+    for of_rank in moved.flatten(0, 1):  # in one piece
+        rows, columns = of_rank.nonzero().unbind(dim=1)
+        assert rows.max() - rows.min() == 2
+        assert columns.max() - columns.min() == 5
+    places = {tuple(of_rank.nonzero()[0].tolist()) for of_rank in moved.flatten(0, 1)}
+    assert len(places) > 3
+
+
+def test_a_map_that_fills_the_frame_goes_round():
+    maps = torch.rand(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)) + 1
+    moved = moved_maps(maps, ["a"], seed=0)
+    assert not torch.equal(moved, maps)
+    assert torch.equal(moved.flatten(2).sort(dim=2).values, maps.flatten(2).sort(dim=2).values)
 
 
 def metric(key, direction="higher", needs=("prototypes",), of_set=False):

@@ -7,10 +7,12 @@ from pipeline.metrics.maps import (
     box_of,
     clipped,
     min_max_mask,
+    num_pixels,
     peak,
     percentile_mask,
     positive_mask,
     sorted_values,
+    values_but_zeros,
 )
 
 
@@ -93,3 +95,30 @@ def test_the_peak_is_row_and_column_of_the_first_largest_value():
 
 def test_values_are_sorted_with_absent_ones_last():
     assert sorted_values(torch.tensor([[2.0, torch.nan], [-1.0, 3.0]]))[:3].tolist() == [-1, 2, 3]
+
+
+def test_equally_many_zeros_are_left_out_of_every_map():
+    one = torch.tensor([[[0.0, 3.0, 0.0, -1.0, 0.0]], [[0.0, 0.0, 0.0, 0.0, 0.0]]])
+    other = torch.tensor([[[0.0, 2.0, 0.0, 0.0, 0.0]], [[5.0, 0.0, torch.nan, 4.0, 0.0]]])
+    first, second = values_but_zeros(one, other)
+    assert first.tolist() == [[-1, 0, 3], [0, 0, 0]]
+    assert second[0].tolist() == [0, 0, 2]
+    assert second[1, :2].tolist() == [4, 5]
+    assert second[1, 2].isnan()
+
+
+def test_without_zeros_the_differences_by_rank_are_those_of_all_values():
+    rng = np.random.default_rng(0)
+    one, other = (torch.from_numpy(rng.integers(-2, 3, size=(20, 5, 4)) * rng.random((20, 5, 4))) for _ in range(2))
+    all_gaps = (sorted_values(one) - sorted_values(other)).abs().sum(dim=-1)
+    first, second = values_but_zeros(one, other)
+    assert first.shape[-1] < 20
+    torch.testing.assert_close((first - second).abs().sum(dim=-1), all_gaps)
+    assert [values.shape for values in values_but_zeros(torch.zeros(3, 2, 2))] == [(3, 0)]
+
+
+def test_pixels_are_counted_mask_by_mask():
+    masks = torch.from_numpy(np.random.default_rng(0).random((2, 3, 4, 5)) < 0.4)
+    assert num_pixels(masks).tolist() == [[sum(mask.flatten().tolist()) for mask in own] for own in masks]
+    assert num_pixels(masks[0, 0]).item() == sum(masks[0, 0].flatten().tolist())
+    assert num_pixels(masks[:0]).shape == (0, 3)

@@ -80,7 +80,9 @@ def test_a_statistic_that_counts_different_images_gets_no_interval():
         def __call__(self, weights):
             return (weights > 0).sum(axis=1).astype(float)
 
-    assert Bootstrap(30, num_draws=200, seed=0).interval(NumDifferent()) is None
+    bootstrap = Bootstrap(30, num_draws=200, seed=0)
+    assert bootstrap.interval(NumDifferent()) is None
+    assert bootstrap.difference(MeanOverImages(np.zeros(30)), NumDifferent()) is None
 
 
 def test_a_value_that_all_images_share_is_its_own_interval():

@@ -228,6 +228,20 @@ def test_the_best_value_is_the_one_on_the_better_side_if_any_stands_out(name, va
     assert best_text(neutral(), values) is None
 
 
+def test_a_number_about_far_fewer_images_is_not_called_the_best(tmp_path):
+    few, half = (
+        [
+            detail("protomask", "complexity", "object_iou", 0.4, num_images=100),
+            detail("protomask_prp", "complexity", "object_iou", 0.9, num_images=num_images),
+        ]
+        for num_images in (49, 50)
+    )
+    write_tables(tmp_path, few, num_draws=100)
+    assert "**" not in (tmp_path / "table.md").read_text(encoding="utf-8").partition("- In brackets")[0]
+    write_tables(tmp_path, half, num_draws=100)
+    assert "**90.00 [89.0, 92.0]**" in (tmp_path / "table.md").read_text(encoding="utf-8")
+
+
 def test_equal_best_values_are_all_bold(tmp_path):
     values = {"protomask": 0.8, "protomask_projected": 0.7, "protomask_trained": 0.80000001}
     rows = [detail(row, "classification", "accuracy", value) for row, value in values.items()]
