@@ -160,7 +160,7 @@ def _batch(
             visible=uniform(_NUM_PARTS) < 0.8,
             claimed=(4 * uniform(_NUM_PARTS) - 1).round().clamp(min=0),  # some are equal, some 0
             without=logits[:, None] - uniform(_NUM_PARTS, _NUM_CLASSES),
-            only=3 * uniform(_NUM_PARTS, _NUM_CLASSES),
+            only=logits[:, None] - 2 * uniform(_NUM_PARTS, _NUM_CLASSES),
             none=uniform(_NUM_CLASSES),
             differs=uniform(_NUM_CLASSES, _NUM_PARTS) < 0.4,
         ),

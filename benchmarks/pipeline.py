@@ -50,7 +50,8 @@ def main(
         "num_prototypes": runs[0]["num_prototypes"],
         "balanced_accuracy": {
             row: _over_seeds([run["metrics"][row]["classification"]["balanced_accuracy"] for run in runs])
-            for row in runs[0]["metrics"]
+            for row, scores in runs[0]["metrics"].items()
+            if "classification" in scores  # not in rows of further saliency
         },
     }
     print(json.dumps(line))

@@ -23,7 +23,7 @@ from pipeline.data.collect import write_dataset
 from pipeline.data.datasets.registry import open_dataset
 from pipeline.data.segmentation import write_masks
 from pipeline.data.shards import write_crops
-from pipeline.evaluation import evaluate
+from pipeline.evaluation.run import evaluate
 from pipeline.io import sha256_of
 from pipeline.params import Params
 from pipeline.preset import compose
@@ -33,6 +33,8 @@ from pipeline.training.project import write_projection
 from pipeline.training.run import train
 
 _ROOT = Path(__file__).resolve().parent.parent
+_NO_EXPLANATIONS = ("evaluate.saliency=[mask, upsample]", "evaluate.sample_images=1", "evaluate.bootstrap_draws=20")
+"""The least that every head can be asked about its explanations, of which nothing is told here."""
 
 
 def main(
@@ -56,9 +58,11 @@ def main(
             is_first = name == "as it is"
             runs = []
             for seed in range(seeds):
-                params = _params(preset, [*overrides, *keys, f"train.baseline={str(is_first).lower()}"])
-                crops = _crops(home, params, runtime)
-                runs.append(_run(home / "run", crops, params.model_copy(update={"seed": seed}), runtime))
+                params = _params(
+                    preset, [*_NO_EXPLANATIONS, *overrides, *keys, f"train.baseline={str(is_first).lower()}"]
+                )
+                data = _data(home, params, runtime)
+                runs.append(_run(home / "run", data, params.model_copy(update={"seed": seed}), runtime))
             results[name] = _summary(keys, runs)
             print(name, json.dumps(results[name]), file=sys.stderr, flush=True)
     line = {
@@ -76,7 +80,7 @@ def _params(preset: str, overrides: list[str]) -> Params:
     return compose(preset, overrides, presets=_ROOT / "presets")
 
 
-def _crops(home: Path, params: Params, runtime: Runtime) -> Path:
+def _data(home: Path, params: Params, runtime: Runtime) -> tuple[Path, Path, Path]:
     """Make data set, masks and shards, each once for the params that shape it."""
     compat = params.compat
     dataset = home / f"dataset-{_short(params.dataset.model_dump(), params.seed)}"
@@ -92,20 +96,22 @@ def _crops(home: Path, params: Params, runtime: Runtime) -> Path:
         )
     if not crops.exists():
         write_crops(dataset, masks, crops, params=params.crops, compat=compat, runtime=runtime)
-    return crops
+    return dataset, masks, crops
 
 
 def _short(*parts: Any) -> str:
     return sha256_of(json.dumps(parts, sort_keys=True).encode())[:10]
 
 
-def _run(folder: Path, crops: Path, params: Params, runtime: Runtime) -> dict[str, Any]:
+def _run(folder: Path, data: tuple[Path, Path, Path], params: Params, runtime: Runtime) -> dict[str, Any]:
+    dataset, masks, crops = data
     trained, projected, final = (folder / name for name in ("trained", "projected", "final"))
     start = time.perf_counter()
     summary = train(crops, trained, folder / "curves", params=params, runtime=runtime)
     projection = write_projection(crops, trained, projected, params=params, runtime=runtime)
     tuned = finetune(crops, projected, final, params=params, runtime=runtime)
-    metrics = evaluate(crops, trained, projected, final, folder / "results", params=params, runtime=runtime)
+    folders = (trained, projected, final, folder / "results")
+    metrics = evaluate(dataset, masks, crops, *folders, params=params, runtime=runtime)
     phases = {role: list(phases.values())[-1]["val_accuracy"] for role, phases in summary.items()}
     around = projection["val_accuracy"] or {"after": None}
     return {
@@ -116,7 +122,11 @@ def _run(folder: Path, crops: Path, params: Params, runtime: Runtime) -> dict[st
             "final": tuned.get("val_accuracy"),
             "blackbox": phases.get("blackbox"),
         },
-        "test": {row: scores["classification"]["balanced_accuracy"] for row, scores in metrics.items()},
+        "test": {
+            row: scores["classification"]["balanced_accuracy"]
+            for row, scores in metrics.items()
+            if "classification" in scores  # not in rows of further saliency
+        },
         "distinct": projection["num_distinct_views"] / max(1, projection["num_prototypes"]),
     }
 

@@ -22,7 +22,7 @@ from pipeline.metrics.classification import predicted_labels, probabilities, rel
 from pipeline.metrics.contrastivity import usage
 from pipeline.metrics.interface import Deletion
 
-MAX_POINTS = 1000
+MAX_POINTS = 500
 """Test images, or the views of them, that a projection shows at most; t-SNE takes seconds for so many."""
 _DECIMALS = 6
 _ROC_STEPS = 100

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.artifacts import METRICS_DETAIL, PER_IMAGE, write_table
+from pipeline.artifacts import METRICS_DETAIL, PER_IMAGE, WHOLE_IMAGE, write_table
 from pipeline.data.bags import BagReader
 from pipeline.data.masks import join_masks
 from pipeline.errors import PipelineError
@@ -346,14 +346,32 @@ class _Encoder:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._last: tuple[tuple[str, str, bool], Tensor] | None = None
+        self._last: tuple[tuple[str, bool], BagReader, Tensor] | None = None
 
     def encoded(self, network: Network, reader: BagReader) -> Tensor:
-        key = (hash_of_state(network.backbone.state_dict()), network.views, network.grid)
-        if self._last is None or self._last[0] != key:
-            what = "features of test" + (", whole" if network.views == "whole" else "")
-            self._last = key, encoded_views(network, reader, runtime=self._runtime, what=what)[0]
-        return self._last[1]
+        key = (hash_of_state(network.backbone.state_dict()), network.grid)
+        if self._last is not None and self._last[0] == key:
+            _, known, encoded = self._last
+            if known is reader:
+                return encoded
+            if (positions := _positions_of_whole_images(known)) is not None and known.image_keys == reader.image_keys:
+                return encoded[positions]
+        what = "features of test" + (", whole" if network.views == "whole" else "")
+        self._last = key, reader, encoded_views(network, reader, runtime=self._runtime, what=what)[0]
+        return self._last[2]
+
+
+def _positions_of_whole_images(reader: BagReader) -> list[int] | None:
+    """Find the view of each bag that shows the whole image, among all views; None where a bag has none."""
+    positions: list[int] = []
+    start = 0
+    for bag_idx, length in enumerate(reader.lengths):
+        found = [idx for idx, row in enumerate(reader.rows(bag_idx)) if row.mask_idx == WHOLE_IMAGE]
+        if len(found) != 1:
+            return None
+        positions.append(start + found[0])
+        start += length
+    return positions
 
 
 def _check_same_embedding(final: Network, state: Network, folder: Path) -> None:

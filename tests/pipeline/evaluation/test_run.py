@@ -12,6 +12,7 @@ from pipeline.artifacts import METRICS_DETAIL, PER_IMAGE, VIEWS, read_table, wri
 from pipeline.data.bags import BagReader
 from pipeline.errors import PipelineError
 from pipeline.evaluation import explanations
+from pipeline.evaluation import run as evaluation_run
 from pipeline.evaluation.run import evaluate
 from pipeline.io import read_json
 from pipeline.metrics.registry import METRICS
@@ -423,3 +424,23 @@ def test_how_many_images_are_explained_at_once_does_not_matter(
     for row, families in expected.items():
         for family, scores in families.items():
             assert metrics[row][family] == pytest.approx(scores, abs=1e-5)
+
+
+def test_whole_images_that_are_views_of_their_bags_are_not_encoded_again(tmp_path, models, results, monkeypatch):
+    write_crops(tmp_path / "crops")
+    table = read_table(tmp_path / "crops" / "views.parquet", VIEWS)
+    rows = [{**row, "in_bag": True} for row in table.to_pylist()]
+    write_table(tmp_path / "crops" / "views.parquet", rows, VIEWS, class_names=CLASS_NAMES, size_px=SIDE_PX)
+    encoded = []
+    plain = evaluation_run.encoded_views
+
+    def counted(network, reader, **settings):
+        encoded.append(sum(reader.lengths))
+        return plain(network, reader, **settings)
+
+    monkeypatch.setattr(evaluation_run, "encoded_views", counted)
+    run(tmp_path / "crops", models, tmp_path / "results", top_prototypes=3)
+    assert encoded == [sum(LENGTHS) + len(LENGTHS)]
+    for entry, expected in zip(rows_of(tmp_path / "results", "blackbox"), rows_of(results, "blackbox"), strict=True):
+        assert entry["predicted"] == expected["predicted"]
+        assert entry["confidence"] == pytest.approx(expected["confidence"], rel=1e-4)
