@@ -230,6 +230,11 @@ def _background_overlap(known: Known, image: int, rank: int) -> float:
     return float((salient & ~thing).sum() / max(salient.sum(), 1))
 
 
+def _salient_area(known: Known, image: int, rank: int) -> float:
+    salient = known.look.salient[image, rank]
+    return float(salient.sum() / salient.size)
+
+
 def _object_iou(known: Known, image: int, rank: int) -> float:
     return _iou(known.look.salient[image, rank], known.object_mask[image])
 
@@ -502,6 +507,7 @@ OF_IMAGE: dict[tuple[str, str], OfImage] = {
     ("complexity", "object_overlap"): _over_ranks(_object_overlap),
     ("complexity", "background_overlap"): _over_ranks(_background_overlap),
     ("complexity", "object_iou"): _over_ranks(_object_iou),
+    ("complexity", "salient_area"): _over_ranks(_salient_area),
     **{("completeness", key): change for key, change in _changes(lambda known: known.noised).items()},
     ("deletion", "removed"): _removed,
     ("deletion", "inserted"): _inserted,

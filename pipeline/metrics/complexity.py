@@ -28,6 +28,11 @@ OfRank = Float64[Tensor, "image rank"]
 # --- the object
 
 
+def salient_area(salient: Masks) -> OfRank:
+    """Give the share of the image that is salient: overlaps are to be read with it."""
+    return salient.double().mean(dim=(2, 3))
+
+
 def object_overlap(salient: Masks, object_mask: ObjectMask) -> OfRank:
     """Give the share of the object that is salient; 0 without an object."""
     return _share(salient & _per_rank(object_mask, salient), _per_rank(object_mask, salient))
@@ -175,7 +180,22 @@ def _consistency(evidence: Evidence) -> Consistency:
     )
 
 
+def _salient_area(evidence: Evidence) -> Float64[Tensor, " image"]:
+    assert evidence.look.salient is not None
+    return mean_over_ranks(salient_area(evidence.look.salient))
+
+
 METRICS = (
+    Metric(
+        key="salient_area",
+        family=_FAMILY,
+        title="Salient area",
+        unit="fraction",
+        direction="neither",
+        formula="salient pixels / pixels of the image; mean over the top prototypes",
+        needs=("prototypes", "maps"),
+        of_image=_salient_area,
+    ),
     Metric(
         key="inside_outside_relevance",
         family=_FAMILY,

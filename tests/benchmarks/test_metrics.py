@@ -48,6 +48,8 @@ def test_a_run_prints_every_family_and_both_ways_agree(line):
 def test_the_numbers_compared_are_numbers_and_differ_between_images(family, is_graded):
     for key, values in contest_of(family, is_graded=is_graded).ours().items():
         assert np.isfinite(values).any(), key
+        if is_graded and key == "salient_area":  # the same share of every graded map
+            continue
         assert len(values) == 1 or len(np.unique(values[~np.isnan(values)])) > 1, key
 
 

@@ -14,6 +14,7 @@ from pipeline.metrics.complexity import (
     object_overlap,
     outside_inside_ratio,
     parts_in_boxes,
+    salient_area,
 )
 from pipeline.metrics.interface import Evidence, Look
 
@@ -22,6 +23,12 @@ NUM_PROTOTYPES = 6
 
 def random(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_salient_area_is_the_share_of_pixels():
+    salient = random(4, 3, 6, 5) > 0.5
+    for image, rank in np.ndindex(4, 3):
+        assert salient_area(salient)[image, rank] == pytest.approx(int(salient[image, rank].sum()) / 30)
 
 
 def test_overlaps_are_those_of_plain_loops():
@@ -158,7 +165,7 @@ def an_evidence(images=slice(None)):
 
 def test_an_image_has_the_same_values_alone_as_among_others():
     of_images = [declared for declared in METRICS if declared.of_image is not None]
-    assert len(of_images) == 5
+    assert len(of_images) == 6
     for declared in of_images:
         alone = torch.cat([declared.of_image(an_evidence(slice(image, image + 1))) for image in range(5)])
         torch.testing.assert_close(alone, declared.of_image(an_evidence()))
