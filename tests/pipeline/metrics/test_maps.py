@@ -122,3 +122,11 @@ def test_pixels_are_counted_mask_by_mask():
     assert num_pixels(masks).tolist() == [[sum(mask.flatten().tolist()) for mask in own] for own in masks]
     assert num_pixels(masks[0, 0]).item() == sum(masks[0, 0].flatten().tolist())
     assert num_pixels(masks[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 8])
+def test_sorting_on_any_number_of_threads_gives_the_same(monkeypatch, num_threads):
+    maps = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    assert torch.equal(sorted_values(maps), maps.flatten(2).sort(dim=2).values)
+    assert sorted_values(maps[:0]).shape == (0, 3, 20)
