@@ -43,27 +43,26 @@ class Causes:
         if params.dataset.name != "synthetic":
             self.absent["scenes"] = "only synthetic birds can be drawn again without a part"
 
-    def add(self, subject: Subject, explanations: Explanations, chosen: list[int], evidence: Evidence) -> Evidence:
+    def add(self, explanations: Explanations, chosen: list[int], evidence: Evidence) -> Evidence:
         """Add what becomes of some sampled images.
 
         Args:
-            subject: network and images.
-            explanations: of the subject.
+            explanations: whose evidence it is.
             chosen: positions in ``subject.images``.
             evidence: about these images.
         """
         if "deletion" not in evidence.absent:
-            evidence = replace(evidence, deletion=self._deletion(subject, explanations, chosen))
+            evidence = replace(evidence, deletion=self._deletion(explanations, chosen))
         if "scenes" not in evidence.absent:
-            evidence = replace(evidence, scenes=self._scenes(subject, chosen, evidence))
+            evidence = replace(evidence, scenes=self._scenes(explanations, chosen, evidence))
         return evidence
 
-    def _deletion(self, subject: Subject, explanations: Explanations, chosen: list[int]) -> Deletion:
+    def _deletion(self, explanations: Explanations, chosen: list[int]) -> Deletion:
         """Take views out of bags, and put them in."""
-        network, seen = subject.network, explanations.seen
-        images = [subject.images[idx] for idx in chosen]
-        encoded = subject.encoded_of(images)
-        lengths = [len(subject.test.view_rows(image)) for image in images]
+        subject, seen = explanations.subject, explanations.seen
+        network = subject.network
+        bags = [explanations.encoded(idx) for idx in chosen]
+        lengths = [len(bag) for bag in bags]
         predicted = seen.look.logits[chosen].argmax(dim=1)
         importance = view_importance(
             explanations.top[chosen],
@@ -74,31 +73,32 @@ class Causes:
             num_views=max(lengths),
         )
         with torch.no_grad():
-            features = network.features_of(encoded)
+            features = network.features_of(torch.cat(bags))
         return deletion_curves(
             network,
             features,
             torch.tensor(lengths),
             predicted,
             importance,
-            [subject.test.rows[image].image_key for image in images],
+            [subject.test.rows[subject.images[idx]].image_key for idx in chosen],
             num_steps=_NUM_STEPS,
             num_random=subject.params.random_orders,
             seed=subject.seed,
         )
 
-    def _scenes(self, subject: Subject, chosen: list[int], evidence: Evidence) -> Scenes:
+    def _scenes(self, explanations: Explanations, chosen: list[int], evidence: Evidence) -> Scenes:
         """Classify the scenes without some parts, and say what the explanation claims for each part."""
+        subject = explanations.subject
         network, test = subject.network, subject.test
+        backbone = hash_of_state(network.backbone.state_dict())
         num_parts = len(test.part_names)
         visible = torch.zeros(len(chosen), num_parts, dtype=torch.bool)
         without: list[Tensor] = []
         only: list[Tensor] = []
         none: list[Tensor] = []
         for place, idx in enumerate(chosen):
-            image = subject.images[idx]
-            bags, changed = self._parted(subject, image)
-            encoded = bags.completed(subject.encoded_of([image]), changed)  # [scene, view, channel, *place]
+            bags, changed = self._parted(subject, subject.images[idx], backbone)
+            encoded = bags.completed(explanations.encoded(idx), changed)  # [scene, view, channel, *place]
             lengths = torch.full((len(encoded),), encoded.shape[1])
             with torch.no_grad():
                 scores = network.logits_of(encoded.flatten(0, 1), lengths)
@@ -122,9 +122,8 @@ class Causes:
             differs=torch.from_numpy(differing(test.reader.class_names))[evidence.labels],
         )
 
-    def _parted(self, subject: Subject, image: int) -> tuple[PartedBags, Tensor]:
-        """Draw the scenes of an image and encode the views that changed; once for all networks with one backbone."""
-        backbone = hash_of_state(subject.network.backbone.state_dict())
+    def _parted(self, subject: Subject, image: int, backbone: str) -> tuple[PartedBags, Tensor]:
+        """Draw the scenes of an image and encode the views that changed; once for all networks with one BACKBONE."""
         if (backbone, image) not in self._known:
             sampled = sorted(subject.sampled)  # the order in which they are asked about
             if backbone not in self._drawn:

@@ -54,20 +54,16 @@ class Subject:
 
     def of_sample(self) -> "Subject":
         """The same network, asked about the sampled images alone."""
-        images = [image for image in self.images if image in self.sampled]
-        return replace(self, images=images, encoded=self.encoded_of(images))
-
-    def encoded_of(self, images: Sequence[int]) -> Float[Tensor, "view channel *place"]:
-        """Choose the encoded views of some of the images."""
         bags = torch.split(self.encoded, [len(self.test.view_rows(image)) for image in self.images])
-        by_image = dict(zip(self.images, bags, strict=True))
-        return torch.cat([by_image[image] for image in images])
+        chosen = [(image, bag) for image, bag in zip(self.images, bags, strict=True) if image in self.sampled]
+        return replace(self, images=[image for image, _ in chosen], encoded=torch.cat([bag for _, bag in chosen]))
 
 
 class Explanations:
     """All evidence about a subject, with saliency of one kind.
 
     Attributes:
+        subject: network and images.
         base: evidence about all images, without maps.
         seen: what lies nearest to the top prototypes of each image.
         top: the prototypes that explain each image.
@@ -98,7 +94,7 @@ class Explanations:
                 elsewhere.
         """
         network, test = subject.network, subject.test
-        self._subject = subject
+        self.subject = subject
         self._kind = kind
         self._known = known
         self._altered = altered
@@ -123,7 +119,7 @@ class Explanations:
 
     def batches(self) -> Iterator[Batch]:
         """Go through the images: first those of the sample, with all there is, then the others."""
-        is_sampled = [image in self._subject.sampled for image in self._subject.images]
+        is_sampled = [image in self.subject.sampled for image in self.subject.images]
         for wanted, size, evidence_of in (
             (True, _SAMPLED_PER_BATCH, self._sampled_evidence),
             (False, _PER_BATCH, self._plain_evidence),
@@ -136,8 +132,8 @@ class Explanations:
     @property
     def num_batches(self) -> int:
         """How many batches there are."""
-        num_sampled = sum(image in self._subject.sampled for image in self._subject.images)
-        return -(-num_sampled // _SAMPLED_PER_BATCH) + -(-(len(self._subject.images) - num_sampled) // _PER_BATCH)
+        num_sampled = sum(image in self.subject.sampled for image in self.subject.images)
+        return -(-num_sampled // _SAMPLED_PER_BATCH) + -(-(len(self.subject.images) - num_sampled) // _PER_BATCH)
 
     def whole(self) -> Evidence:
         """Give the evidence about all images, without maps; after the last batch."""
@@ -156,7 +152,7 @@ class Explanations:
         return replace(self._explained(evidence, chosen, None), absent={**not_sampled, **self.base.absent})
 
     def _sampled_evidence(self, chosen: list[int]) -> Evidence:
-        views = [self._subject.test.views(self._subject.images[idx]) for idx in chosen]
+        views = [self.subject.test.views(self.subject.images[idx]) for idx in chosen]
         evidence = self._explained(select(self.base, chosen), chosen, views)
         if "changed" not in self.base.absent:
             evidence = replace(evidence, changed=self._changed(chosen, views))
@@ -166,8 +162,8 @@ class Explanations:
 
     def _explained(self, evidence: Evidence, chosen: list[int], views: Sequence[Tensor] | None) -> Evidence:
         """Add maps, and what the data set knows of object and parts."""
-        side_px, images = self._subject.params.map_side_px, [self._subject.images[idx] for idx in chosen]
-        test = self._subject.test
+        side_px, images = self.subject.params.map_side_px, self._images(chosen)
+        test = self.subject.test
         if "object_masks" not in test.absent:
             evidence = replace(evidence, object_mask=test.object_masks(images, side_px))
         if "parts" not in test.absent:
@@ -203,8 +199,8 @@ class Explanations:
                 needs them.
             view_of_rank: what VIEWS are.
         """
-        test = self._subject.test
-        images = [self._subject.images[idx] for idx in chosen]
+        test = self.subject.test
+        images = self._images(chosen)
         pixels = None
         if self._kind in NEEDS_PIXELS:
             assert views is not None
@@ -213,7 +209,7 @@ class Explanations:
             )
         return maps_of(
             self._kind,
-            self._subject.network,
+            self.subject.network,
             test.reader,
             Shown(
                 images=images,
@@ -221,16 +217,16 @@ class Explanations:
                 prototype=self.top[chosen],
                 element=seen.element,
                 elements=seen.look.elements,
-                elements_per_view=self._subject.network.elements_per_view(self._subject.encoded),
+                elements_per_view=self.subject.network.elements_per_view(self.subject.encoded),
                 pixels=pixels,
             ),
-            side_px=self._subject.params.map_side_px,
-            device=self._subject.device,
+            side_px=self.subject.params.map_side_px,
+            device=self.subject.device,
         )
 
     def _with(self, maps: Maps, seen: Seen, chosen: list[int]) -> Look:
         """Add maps to a look, where they are salient, and which parts that covers."""
-        test, params = self._subject.test, self._subject.params
+        test, params = self.subject.test, self.subject.params
         if self._altered is not None:
             maps = self._altered(maps, [self._key(idx) for idx in chosen])
         if maps.dtype == torch.bool:
@@ -240,13 +236,13 @@ class Explanations:
             salient = percentile_mask(maps, 100 * (1 - params.salient_frac)) & positive_mask(maps)
         covered = None
         if "parts" not in test.absent:
-            images = [self._subject.images[idx] for idx in chosen]
+            images = self._images(chosen)
             covered = covered_parts(salient, test.part_locations(images, params.map_side_px))
         return replace(seen.look, maps=maps, salient=salient, covered=covered)
 
     def _changed(self, chosen: list[int], views: Sequence[Tensor]) -> Look:
         """Look at the images after a change that should not matter."""
-        subject = self._subject
+        subject = self.subject
         changed = [
             changed_views(own, subject.params.perturbation, seed=subject.seed, image_key=self._key(idx))
             for own, idx in zip(views, chosen, strict=True)
@@ -258,7 +254,7 @@ class Explanations:
 
         Ranks with the same box share an image, and views that lie in it are not encoded again.
         """
-        subject, std = self._subject, self._subject.params.noise_std
+        subject, std = self.subject, self.subject.params.noise_std
         assert evidence.look.salient is not None
         boxes = box_of(evidence.look.salient) / subject.params.map_side_px  # [image, rank, 4], shares of the sides
         variant_of = torch.empty(boxes.shape[:2], dtype=torch.long)
@@ -306,26 +302,27 @@ class Explanations:
     ) -> list[Tensor]:
         """Encode the views that noise has touched; the others are what they were."""
         touched = encode(
-            self._subject.network,
+            self.subject.network,
             [own[touch] for own, touch in zip(pixels, is_touched, strict=True)],
-            self._subject.device,
+            self.subject.device,
         )
         encoded = []
         for place, new, touch in zip(owners, touched, is_touched, strict=True):
-            bag = self._encoded(chosen[place]).clone()
+            bag = self.encoded(chosen[place]).clone()
             bag[touch] = new
             encoded.append(bag)
         return encoded
 
-    def _encoded(self, idx: int) -> Tensor:
+    def encoded(self, idx: int) -> Float[Tensor, "view channel *place"]:
+        """Give the encoded views of one image, by its position in ``subject.images``."""
         stop = int(self._stops[idx])
-        return self._subject.encoded[stop - self._lengths[idx] : stop]
+        return self.subject.encoded[stop - self._lengths[idx] : stop]
 
     def _seen(self, owners: list[int], encoded: Sequence[Tensor]) -> Seen:
         """Look at other versions of the bags of images, through the prototypes that explain the images."""
         boxes = [self._boxes[int(self._stops[idx]) - self._lengths[idx] : int(self._stops[idx])] for idx in owners]
         seen, _ = look_at(
-            self._subject.network,
+            self.subject.network,
             torch.cat(list(encoded)),
             [self._lengths[idx] for idx in owners],
             torch.cat(boxes),
@@ -334,8 +331,11 @@ class Explanations:
         )
         return seen
 
+    def _images(self, chosen: Sequence[int]) -> list[int]:
+        return [self.subject.images[idx] for idx in chosen]
+
     def _key(self, idx: int) -> str:
-        return self._subject.test.rows[self._subject.images[idx]].image_key
+        return self.subject.test.rows[self.subject.images[idx]].image_key
 
 
 def _select_seen(seen: Seen, chosen: Sequence[int]) -> Seen:
@@ -358,4 +358,5 @@ def select(evidence: _Selected, images: Sequence[int] | Int[Tensor, " image"]) -
             return tuple(value[int(idx)] for idx in images)
         return value[torch.as_tensor(images)]
 
-    return replace(evidence, **{own.name: selected(own.name, getattr(evidence, own.name)) for own in fields(evidence)})
+    kept: _Selected = selected("", evidence)
+    return kept

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
 from pipeline.data.bags import BagReader, ViewRow
+from pipeline.data.boxes import Box
 from pipeline.data.catalogue import ImageRow, load_images
 from pipeline.errors import PipelineError
 from pipeline.metrics.interface import Need
+from pipeline.saliency.frame import paste
 
 
 class TestImages:
@@ -96,8 +98,8 @@ class TestImages:
             raise PipelineError(f"{path} does not exist: run `dvc checkout` or `dvc repro dataset`") from None
         except Exception as error:  # whatever a damaged file makes PIL trip over
             raise PipelineError(f"{path} is damaged ({type(error).__name__}): run `dvc repro -f -s dataset`") from None
-        rows, columns = (nearest_pixels(size, side_px) for size in mask.shape)
-        return torch.from_numpy(mask[rows[:, None], columns])
+        height, width = mask.shape
+        return torch.from_numpy(paste(mask, Box(0, 0, width, height), (width, height), side_px))
 
     def part_locations(self, images: Sequence[int], side_px: int) -> Float[Tensor, "image part 2"]:
         """Give x and y of each part in squares of SIDE_PX, pixels; NaN for parts that are not visible."""
@@ -109,8 +111,3 @@ class TestImages:
                 x, y = (int(part.x) + 0.5) / width, (int(part.y) + 0.5) / height
                 located[idx, part.part_idx] = torch.tensor((x * side_px, y * side_px))
         return located
-
-
-def nearest_pixels(size_px: int, side_px: int) -> Int[np.ndarray, " side_px"]:
-    """Say in which of SIZE_PX pixels the centres of SIDE_PX equal cells lie."""
-    return ((np.arange(side_px) + 0.5) * size_px / side_px).astype(np.int64)

@@ -206,7 +206,7 @@ def _of_kind(
     is_first: bool,
 ) -> Row:
     """Measure a network with one kind of saliency, and check what the metrics are worth."""
-    explanations = Explanations(subject, kind, absent=absent, extra=functools.partial(causes.add, subject))
+    explanations = Explanations(subject, kind, absent=absent, extra=causes.add)
     deletions: list[Deletion] = []
 
     def batches() -> Iterator[Batch]:
@@ -281,7 +281,7 @@ def _insensitive(
             top=None if randomisation == "weights" else explanations.top[torch.from_numpy(sampled)],
             known=explanations.kept_maps or None if randomisation == "maps" else None,
             altered=functools.partial(moved_maps, seed=subject.seed) if randomisation == "maps" else None,
-            extra=functools.partial(causes.add, altered),
+            extra=causes.add,
         )
         wanted = [declared for declared in metrics if applies(declared, randomisation)]
         randomised[randomisation] = measure(wanted, checked.batches(), checked.whole)

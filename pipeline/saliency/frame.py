@@ -17,18 +17,18 @@ from pipeline.data.boxes import Box
 
 
 def paste(
-    mask: Bool[np.ndarray, "side side"], box: Box, size: tuple[int, int], side_px: int
+    mask: Bool[np.ndarray, "rows columns"], box: Box, size: tuple[int, int], side_px: int
 ) -> Bool[np.ndarray, "{side_px} {side_px}"]:
     """Bring a mask inside a view into the frame: each pixel takes the value at its centre; False outside the view.
 
     Args:
-        mask: at the size of the view.
+        mask: of what the box shows, at any size.
         box: what the view shows, image pixels.
         size: width and height of the image, pixels.
         side_px: of the frame.
     """
-    in_view_y, rows = _cells(box.y0, box.y1, size[1], side_px, len(mask))
-    in_view_x, columns = _cells(box.x0, box.x1, size[0], side_px, len(mask))
+    in_view_y, rows = _cells(box.y0, box.y1, size[1], side_px, mask.shape[0])
+    in_view_x, columns = _cells(box.x0, box.x1, size[0], side_px, mask.shape[1])
     pasted = np.zeros((side_px, side_px), dtype=bool)
     pasted[np.ix_(in_view_y, in_view_x)] = mask[np.ix_(rows, columns)]
     return pasted
