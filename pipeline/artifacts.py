@@ -146,10 +146,9 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]] | pa.Table, schema
     for field in schema:
         if not field.nullable and table[field.name].null_count:
             raise ValueError(f"{path.name}: column {field.name} has nulls")
-    encoded = {key: json.dumps(value, ensure_ascii=False, sort_keys=True) for key, value in sorted(metadata.items())}
     with new_file(path) as work:
         pq.write_table(
-            table.replace_schema_metadata(encoded),
+            table.replace_schema_metadata(encoded_metadata(**metadata)),
             work,
             row_group_size=8192,
             compression="zstd",
@@ -183,7 +182,13 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     return table
 
 
-def metadata_of(table: pa.Table, key: str) -> Any:
-    """Read back one of the values given to :func:`write_table` as metadata."""
-    stored: dict[bytes, bytes] = table.schema.metadata or {}
-    return json.loads(stored[key.encode()])
+def encoded_metadata(**values: Any) -> dict[str, str]:
+    """Write JSON-like values as the metadata of a schema."""
+    return {key: json.dumps(value, ensure_ascii=False, sort_keys=True) for key, value in sorted(values.items())}
+
+
+def metadata_of(source: pa.Table | pa.Schema, key: str) -> Any:
+    """Read back one of the values of :func:`encoded_metadata`, None where it is not there."""
+    schema = source.schema if isinstance(source, pa.Table) else source
+    stored: dict[bytes, bytes] = schema.metadata or {}
+    return json.loads(stored.get(key.encode(), b"null"))

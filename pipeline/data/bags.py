@@ -63,6 +63,7 @@ class BagReader:
         table = read_table(crops / VIEWS_TABLE, VIEWS)
         self.class_names: list[str] = metadata_of(table, "class_names")
         self.size_px: int = metadata_of(table, "size_px")
+        self.preparation: dict[str, Any] | None = metadata_of(table, "preparation")
         self._bags: list[list[ViewRow]] = []
         is_wanted = table["in_bag"] if views == "bag" else pc.equal(table["mask_idx"], WHOLE_IMAGE)
         is_in_splits = pc.is_in(table["split"], value_set=pa.array(splits, pa.string()))

@@ -4,7 +4,7 @@
 """
 
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool
 from pycocotools import mask as coco
 
-from pipeline.artifacts import MASKS
+from pipeline.artifacts import MASKS, encoded_metadata, metadata_of
 from pipeline.data.boxes import Box
 from pipeline.data.catalogue import ImageRow
 from pipeline.errors import PipelineError
@@ -71,9 +71,20 @@ def pairwise_iou(masks: Sequence[StoredMask], *, height: int, width: int) -> np.
 class MaskTableWriter:
     """Writes ``masks.parquet`` image by image, in bounded memory; a context manager."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, segmentation: Mapping[str, Any] | None = None) -> None:
+        """Start the table.
+
+        Args:
+            path: of the file.
+            segmentation: what made the masks, JSON-like, kept in the file's metadata; see :func:`segmentation_of`.
+        """
         # parquet's checksums are off by default, and without them a flipped bit gives another mask
-        self._writer = pq.ParquetWriter(path, MASKS, compression="zstd", write_page_checksum=True)
+        self._writer = pq.ParquetWriter(
+            path,
+            MASKS.with_metadata(encoded_metadata(segmentation=segmentation)),
+            compression="zstd",
+            write_page_checksum=True,
+        )
         self._rows: list[dict[str, Any]] = []
         self._images_waiting = 0
 
@@ -109,6 +120,22 @@ class MaskTableWriter:
         if kind is None:
             self._flush()
         self._writer.close()
+
+
+def segmentation_of(path: Path) -> dict[str, Any] | None:
+    """Say what made the masks of ``masks.parquet``: segmenter, weights and settings; None where it was not noted.
+
+    Raises:
+        PipelineError: missing, or damaged.
+    """
+    try:
+        schema = pq.read_schema(path)
+    except FileNotFoundError:
+        raise PipelineError(f"{path} does not exist: run `dvc repro masks`") from None
+    except (pa.ArrowException, OSError) as error:
+        raise PipelineError(f"{path} is damaged ({' '.join(str(error).split())}): delete it and `dvc repro`") from None
+    noted: dict[str, Any] | None = metadata_of(schema, "segmentation")
+    return noted
 
 
 def iterate_masks(path: Path) -> Iterator[tuple[str, list[StoredMask]]]:

@@ -52,14 +52,17 @@ def write_masks(
             cannot be written, a full disk.
     """
     images = load_images(dataset)
-    settings = fingerprint(params, bgr=bgr)
+    settings, made_by = fingerprint(params, bgr=bgr), settings_of(params, bgr=bgr)
     with MaskStore(store) as kept, new_folder(out) as folder:
         missing = [row for row in images.rows if not kept.has(store_key(row, params), settings)]
         _log.info("%d of %d images are in the store", len(images.rows) - len(missing), len(images.rows))
         for _ in range(_ATTEMPTS):
             if missing:
                 _segment_into(kept, missing, settings=settings, params=params, runtime=runtime, bgr=bgr)
-            with writing(out / "masks.parquet"), MaskTableWriter(folder / "masks.parquet") as table:
+            with (
+                writing(out / "masks.parquet"),
+                MaskTableWriter(folder / "masks.parquet", segmentation={"weights": params.weights, **made_by}) as table,
+            ):
                 found = [_add(table, row, kept.get(store_key(row, params), settings)) for row in images.rows]
             missing = [row for row, num_masks in zip(images.rows, found, strict=True) if num_masks is None]
             if not missing:

@@ -34,7 +34,8 @@ from pipeline.artifacts import VIEWS, VIEWS_TABLE, WHOLE_IMAGE, write_table
 from pipeline.data.boxes import Box, box_of_mask
 from pipeline.data.catalogue import ImageRow, load_images
 from pipeline.data.images import read_image
-from pipeline.data.masks import StoredMask, decode_mask, join_masks
+from pipeline.data.masks import StoredMask, decode_mask, join_masks, segmentation_of
+from pipeline.data.preparation import Preparation
 from pipeline.data.views import EmptyBagError, box_of_view, choose_masks, cut_view
 from pipeline.engine import map_in_order
 from pipeline.errors import PipelineError
@@ -105,7 +106,16 @@ def write_crops(
             num_fallback += not params.whole_image and sample.rows[0]["mask_idx"] == WHOLE_IMAGE
         stack.close()
         rows.sort(key=lambda row: (row["split"], row["image_key"], row["view_idx"]))
-        write_table(folder / VIEWS_TABLE, rows, VIEWS, class_names=list(images.class_names), size_px=params.size_px)
+        write_table(
+            folder / VIEWS_TABLE,
+            rows,
+            VIEWS,
+            class_names=list(images.class_names),
+            size_px=params.size_px,
+            preparation=Preparation.of(segmentation_of(masks / "masks.parquet"), params, compat).model_dump(
+                mode="json"
+            ),
+        )
     num_mask_views = sum(row["mask_idx"] != WHOLE_IMAGE for row in rows)
     num_out = sum(images_out.values())
     assert len(images.rows) == num_out + dropped, "an image got lost"

@@ -1,5 +1,6 @@
 """Models on disk: ``model.safetensors`` beside ``model.json``, which holds all that is needed to build the network."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ _TENSORS = "model.safetensors"
 _DESCRIPTION = "model.json"
 
 
-def save_model(folder: Path, network: Network, *, class_names: list[str], size_px: int) -> None:
+def save_model(
+    folder: Path,
+    network: Network,
+    *,
+    class_names: list[str],
+    size_px: int,
+    preparation: Mapping[str, Any] | None = None,
+) -> None:
     """Write the network into FOLDER, with what a reader of its predictions needs.
 
     Args:
@@ -24,6 +32,7 @@ def save_model(folder: Path, network: Network, *, class_names: list[str], size_p
         network: on any device.
         class_names: in label order.
         size_px: side of the views it was trained on.
+        preparation: how images became these views; see :class:`pipeline.data.preparation.Preparation`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     description: dict[str, Any] = {
@@ -31,6 +40,7 @@ def save_model(folder: Path, network: Network, *, class_names: list[str], size_p
         "backbone": network.backbone.name,
         "class_names": class_names,
         "size_px": size_px,
+        "preparation": preparation,
         "settings": network.settings(),
     }
     state = {key: value.detach().cpu().contiguous() for key, value in sorted(network.state_dict().items())}
@@ -39,14 +49,14 @@ def save_model(folder: Path, network: Network, *, class_names: list[str], size_p
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
-    """Read what the network saved in FOLDER is: head, backbone, class_names, size_px, settings.
+    """Read what the network saved in FOLDER is: head, backbone, class_names, size_px, preparation, settings.
 
     Raises:
         PipelineError: missing or damaged.
     """
     path = folder / _DESCRIPTION
     description: dict[str, Any] = read_json(path)
-    keys = {"head", "backbone", "class_names", "size_px", "settings"}
+    keys = {"head", "backbone", "class_names", "size_px", "preparation", "settings"}
     if not isinstance(description, dict) or not keys <= description.keys() or description["head"] not in HEADS:
         raise PipelineError(f"{path} does not describe a network: delete it and run `dvc repro`")
     return description

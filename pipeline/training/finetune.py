@@ -77,7 +77,13 @@ def finetune(crops: Path, projected: Path, out: Path, *, params: Params, runtime
             hands_on_last=params.compat.last_epoch,
         )
     with new_folder(out) as folder:
-        save_model(folder, network, class_names=description["class_names"], size_px=description["size_px"])
+        save_model(
+            folder,
+            network,
+            class_names=description["class_names"],
+            size_px=description["size_px"],
+            preparation=description["preparation"],
+        )
         if isinstance(network, PrototypeNetwork):
             tuned = prototype_rows(network, description["class_names"])
             rows = [row | known for row, known in zip(rows, tuned, strict=True)]

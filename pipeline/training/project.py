@@ -87,7 +87,13 @@ def write_projection(crops: Path, trained: Path, out: Path, *, params: Params, r
             report["prune"] = _pruning_report(pruning, rows, class_names) | {"val_accuracy": accuracy}
             rows = [rows[old] | {"prototype_idx": new} for new, old in enumerate(pruning.kept.tolist())]
     with new_folder(out) as folder:
-        save_model(folder, network, class_names=class_names, size_px=description["size_px"])
+        save_model(
+            folder,
+            network,
+            class_names=class_names,
+            size_px=description["size_px"],
+            preparation=description["preparation"],
+        )
         write_table(folder / "prototypes.parquet", rows, PROTOTYPES)
     _log.info(
         "%d prototypes on %d distinct views; %s",

@@ -81,7 +81,13 @@ def train(crops: Path, out: Path, curves: Path, *, params: Params, runtime: Runt
             kept.append(_checkpoints(network, run))
             with _live(live_folder / role) as live:
                 report[role] = _train(network, run, live, kept[-1])
-            save_model(target, network, class_names=run.training.class_names, size_px=run.training.size_px)
+            save_model(
+                target,
+                network,
+                class_names=run.training.class_names,
+                size_px=run.training.size_px,
+                preparation=run.training.preparation,
+            )
         write_json(live_folder / "summary.json", report)
     for checkpoints in kept:
         checkpoints.discard()

@@ -2,35 +2,7 @@ import pytest
 import torch
 
 from pipeline.evaluation.looks import look_at, top_prototypes
-from pipeline.model.backbone import Backbone
-from pipeline.model.pipnet import PipNet
-from pipeline.model.protomask import ProtoMask
-from pipeline.model.protopnet import ProtoPNet
-from pipeline.model.protopool import ProtoPool
-
-LENGTHS = [3, 1, 4, 2]
-CHANNELS = 1280
-
-
-def network_of(head):
-    torch.manual_seed(0)
-    backbone = Backbone("test_efficientnet")
-    labels = torch.arange(3).repeat_interleave(2)
-    if head == "protomask":
-        network = ProtoMask(backbone, dim=5, prototype_labels=labels, num_classes=3, epsilon=1e-4)
-    elif head == "protopnet":
-        network = ProtoPNet(backbone, dim=5, prototype_labels=labels, num_classes=3, epsilon=1e-4)
-    elif head == "pipnet":
-        network = PipNet(backbone, num_prototypes=6, num_classes=3)
-    else:
-        network = ProtoPool(backbone, dim=5, num_prototypes=6, num_classes=3, slots_per_class=2, epsilon=1e-4)
-    return network.eval()
-
-
-def encoded_of(network):
-    generator = torch.Generator().manual_seed(1)
-    shape = (sum(LENGTHS), network.backbone.num_channels, *((2, 2) if network.grid else ()))
-    return torch.rand(shape, generator=generator)
+from tests.small_networks import HEADS_WITH_PROTOTYPES, LENGTHS, encoded_of, network_of
 
 
 def boxes_of():
@@ -38,7 +10,7 @@ def boxes_of():
     return torch.cat([corner, corner + 0.25], dim=1)
 
 
-@pytest.mark.parametrize("head", ["protomask", "protopnet", "pipnet", "protopool"])
+@pytest.mark.parametrize("head", HEADS_WITH_PROTOTYPES)
 def test_a_look_at_many_bags_is_what_each_bag_gives_by_itself(head):
     network = network_of(head)
     encoded, boxes = encoded_of(network), boxes_of()
