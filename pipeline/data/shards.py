@@ -25,18 +25,17 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import simplejpeg
 import webdataset
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 from PIL import Image
 
 from pipeline.artifacts import VIEWS, VIEWS_TABLE, WHOLE_IMAGE, write_table
-from pipeline.data.boxes import Box, box_of_mask
+from pipeline.data.boxes import box_of_mask
 from pipeline.data.catalogue import ImageRow, load_images
 from pipeline.data.images import read_image
 from pipeline.data.masks import StoredMask, decode_mask, join_masks, segmentation_of
 from pipeline.data.preparation import Preparation
-from pipeline.data.views import EmptyBagError, box_of_view, choose_masks, cut_view
+from pipeline.data.views import EmptyBagError, choose_masks, cut_views, encode_view, shows_whole_image
 from pipeline.engine import map_in_order
 from pipeline.errors import PipelineError
 from pipeline.io import new_folder, progress
@@ -144,38 +143,33 @@ def _encode_bag(item: tuple[ImageRow, list[StoredMask]], *, params: CropsParams,
     image = read_image(image_row.path)
     if image.shape[:2] != (height, width):
         raise PipelineError(f"{image_row.path}: is {image.shape[1]}x{image.shape[0]}, its table says {width}x{height}")
+    views = cut_views(
+        image,
+        masks,
+        choice.mask_idxs,
+        params,
+        mask_of=lambda mask_idx: _mask_in_image(image_row, mask_idx, masks[mask_idx]),
+        clipped=compat.clipped_boxes,
+        aliased=compat.aliased_resizing,
+    )
     members: dict[str, bytes] = {}
-    views: list[dict[str, Any]] = []
-    for view_idx, mask_idx in enumerate(choice.mask_idxs):
-        stored = masks[mask_idx]
-        box = box_of_view(stored.box, height=height, width=width, params=params, clipped=compat.clipped_boxes)
-        mask = _mask_in_image(image_row, mask_idx, stored)
-        view, mask_in_view = cut_view(image, mask, box, params, aliased=compat.aliased_resizing)
-        member = f"{view_idx:02d}"
-        members[f"{member}.jpg"] = _encode_jpeg(view, params.jpeg_quality)
-        members[f"{member}.mask.png"] = _encode_mask_png(mask_in_view)
-        views.append(
+    entries: list[dict[str, Any]] = []
+    for view_idx, view in enumerate(views):
+        is_whole = view.mask_idx == WHOLE_IMAGE
+        member = "whole" if is_whole else f"{view_idx:02d}"
+        members[f"{member}.jpg"] = encode_view(view.pixels, params)
+        if not is_whole:
+            members[f"{member}.mask.png"] = _encode_mask_png(view.mask)
+        entries.append(
             {
                 "member": f"{member}.jpg",
-                "mask_idx": mask_idx,
-                "mask_box": list(stored.box),
-                "box": list(box),
-                "area_px": stored.area_px,
+                "mask_idx": view.mask_idx,
+                "mask_box": list(view.mask_box),
+                "box": list(view.box),
+                "area_px": view.area_px,
             }
         )
-    whole = Box(0, 0, width, height)
-    everything = np.ones((height, width), dtype=bool)
-    view, _ = cut_view(image, everything, whole, params, aliased=compat.aliased_resizing)
-    members["whole.jpg"] = _encode_jpeg(view, params.jpeg_quality)
-    whole_view = {
-        "member": "whole.jpg",
-        "mask_idx": WHOLE_IMAGE,
-        "mask_box": list(whole),
-        "box": list(whole),
-        "area_px": whole.area_px,
-    }
-    whole_in_bag = params.whole_image or not views
-    listed = [*views, whole_view] if whole_in_bag else views
+    listed = entries if shows_whole_image(choice.mask_idxs, params) else entries[:-1]
     description = {
         "image_key": image_row.image_key,
         "label": image_row.label,
@@ -187,14 +181,14 @@ def _encode_bag(item: tuple[ImageRow, list[StoredMask]], *, params: CropsParams,
     encoded = json.dumps(description, sort_keys=True, ensure_ascii=False).encode("utf-8")
     rows = [
         {
-            **view,
+            **entry,
             "image_key": image_row.image_key,
             "view_idx": view_idx,
             "split": image_row.split,
             "label": image_row.label,
             "in_bag": view_idx < len(listed),
         }
-        for view_idx, view in enumerate([*views, whole_view])
+        for view_idx, entry in enumerate(entries)
     ]
     return _Sample(image_row.image_key, image_row.split, {"json": encoded, **members}, rows, passed_over, len(masks))
 
@@ -210,11 +204,6 @@ def _mask_in_image(image_row: ImageRow, mask_idx: int, stored: StoredMask) -> Bo
             f"{image_row.path}: mask {mask_idx} is not of this picture ({error}): run `dvc repro masks`"
         ) from None
     return mask
-
-
-def _encode_jpeg(view: UInt8[np.ndarray, "side side 3"], quality: int) -> bytes:
-    encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(view), quality, "RGB", "444")
-    return encoded
 
 
 def _encode_mask_png(mask: Bool[np.ndarray, "side side"]) -> bytes:

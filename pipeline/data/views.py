@@ -1,13 +1,15 @@
-"""Views: which masks of an image become one, which box each shows, and what its pixels are."""
+"""Views: which masks of an image become one, which box each shows, and what its pixels are, cut and as stored."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from pipeline.artifacts import WHOLE_IMAGE
 from pipeline.data.boxes import Box
 from pipeline.data.masks import StoredMask, pairwise_iou
 from pipeline.errors import PipelineError
@@ -151,6 +153,79 @@ def _resized_aliased(crop: UInt8[np.ndarray, "height width 3"], size_px: int) ->
     ]
     view: np.ndarray = np.rint(np.stack([np.asarray(channel) for channel in channels], axis=2)).astype(np.uint8)
     return view
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A view of an image.
+
+    Attributes:
+        mask_idx: of the image's masks, or ``WHOLE_IMAGE``.
+        mask_box: of the mask; half-open, image pixels.
+        box: what the view shows; half-open, image pixels.
+        area_px: of the mask, image pixels.
+        pixels: RGB.
+        mask: the mask inside the view; all True for the whole image.
+    """
+
+    mask_idx: int
+    mask_box: Box
+    box: Box
+    area_px: int
+    pixels: UInt8[np.ndarray, "side side 3"]
+    mask: Bool[np.ndarray, "side side"]
+
+
+def cut_views(
+    image: UInt8[np.ndarray, "height width 3"],
+    masks: Sequence[StoredMask],
+    mask_idxs: Sequence[int],
+    params: CropsParams,
+    *,
+    mask_of: Callable[[int], Bool[np.ndarray, "height width"]],
+    clipped: bool = False,
+    aliased: bool = False,
+) -> list[View]:
+    """Cut the views of an image: of the chosen masks, in their order, then of the whole image.
+
+    The whole image comes always; :func:`shows_whole_image` says whether it belongs to the bag.
+
+    Args:
+        image: RGB.
+        masks: all masks of the image.
+        mask_idxs: the chosen ones; see :func:`choose_masks`.
+        params: the look of views.
+        mask_of: gives the pixels of a mask by its index.
+        clipped: see :func:`box_of_view`.
+        aliased: see :func:`cut_view`.
+    """
+    height, width = image.shape[:2]
+    views = []
+    for mask_idx in mask_idxs:
+        stored = masks[mask_idx]
+        box = box_of_view(stored.box, height=height, width=width, params=params, clipped=clipped)
+        pixels, inside = cut_view(image, mask_of(mask_idx), box, params, aliased=aliased)
+        views.append(View(mask_idx, stored.box, box, stored.area_px, pixels, inside))
+    whole = Box(0, 0, width, height)
+    pixels, inside = cut_view(image, np.ones((height, width), dtype=bool), whole, params, aliased=aliased)
+    return [*views, View(WHOLE_IMAGE, whole, whole, whole.area_px, pixels, inside)]
+
+
+def shows_whole_image(mask_idxs: Sequence[int], params: CropsParams) -> bool:
+    """Whether the whole image is a view of the bag of these masks: as params say, or because there is no other."""
+    return params.whole_image or not mask_idxs
+
+
+def encode_view(pixels: UInt8[np.ndarray, "side side 3"], params: CropsParams) -> bytes:
+    """Encode a view as it is stored: JPEG, colours not subsampled."""
+    encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), params.jpeg_quality, "RGB", "444")
+    return encoded
+
+
+def as_stored(pixels: UInt8[np.ndarray, "side side 3"], params: CropsParams) -> UInt8[np.ndarray, "side side 3"]:
+    """Give the pixels of a view as a network reads them from a shard."""
+    decoded: np.ndarray = simplejpeg.decode_jpeg(encode_view(pixels, params), "RGB")
+    return decoded
 
 
 class EmptyBagError(PipelineError):

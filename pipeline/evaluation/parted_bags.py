@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
@@ -24,7 +23,7 @@ from pipeline.data.datasets.scenes import NO_PARTS, only_part, picture_bytes, wi
 from pipeline.data.datasets.synthetic import SyntheticBirds
 from pipeline.data.images import decode_image
 from pipeline.data.masks import decode_mask, iterate_masks
-from pipeline.data.views import cut_view
+from pipeline.data.views import as_stored, cut_view
 from pipeline.errors import PipelineError
 from pipeline.params import CompatParams, CropsParams, Params, SyntheticParams
 
@@ -138,8 +137,7 @@ def views_of(
     for row in rows:
         mask = masks.get(row.mask_idx, everything)
         view, _ = cut_view(picture, mask, row.box, params, aliased=compat.aliased_resizing)
-        stored = simplejpeg.encode_jpeg(np.ascontiguousarray(view), params.jpeg_quality, "RGB", "444")
-        views.append(simplejpeg.decode_jpeg(stored, "RGB"))
+        views.append(as_stored(view, params))
     return np.stack(views)
 
 
