@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from pipeline.data.datasets.scenes import differing
-from pipeline.evaluation.encoding import encode
 from pipeline.evaluation.explanations import Explanations, Subject
 from pipeline.evaluation.parted_bags import PartedBags, parted_bags
 from pipeline.evaluation.view_deletion import deletion_curves, view_importance
 from pipeline.metrics.interface import Deletion, Evidence, Need, Scenes
+from pipeline.model.encoding import encode
 from pipeline.params import Params
 from pipeline.training.feature_store import hash_of_state
 

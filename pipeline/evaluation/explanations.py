@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from pipeline.evaluation.encoding import encode
 from pipeline.evaluation.images import TestImages
 from pipeline.evaluation.looks import Seen, look_at
 from pipeline.evaluation.perturbation import changed_views, noise_like, noised_views, outside_box
@@ -17,6 +16,7 @@ from pipeline.metrics.complexity import covered_parts
 from pipeline.metrics.interface import Evidence, Look, Need
 from pipeline.metrics.maps import box_of, percentile_mask, positive_mask
 from pipeline.metrics.measure import Batch
+from pipeline.model.encoding import encode
 from pipeline.model.network import PrototypeNetwork
 from pipeline.params import EvaluateParams
 from pipeline.saliency.kinds import NEEDS_PIXELS, Shown, maps_of

@@ -15,7 +15,6 @@ from pipeline.data.bags import BagReader
 from pipeline.data.masks import join_masks
 from pipeline.errors import PipelineError
 from pipeline.evaluation.causes import Causes
-from pipeline.evaluation.encoding import encode
 from pipeline.evaluation.explanations import Explanations, Subject
 from pipeline.evaluation.images import TestImages
 from pipeline.evaluation.looks import look_at
@@ -39,6 +38,7 @@ from pipeline.metrics.registry import METRICS
 from pipeline.metrics.statistics import MeanOverImages
 from pipeline.metrics.uncertainty import Bootstrap
 from pipeline.model.blackbox import BlackBox
+from pipeline.model.encoding import encode
 from pipeline.model.files import load_model
 from pipeline.model.network import Network, PrototypeNetwork
 from pipeline.params import EvaluateParams, Params

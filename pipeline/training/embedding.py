@@ -11,6 +11,7 @@ from torch import Tensor
 import pipeline
 from pipeline.data.bags import BagReader
 from pipeline.io import progress, sha256_of
+from pipeline.model.backbone import VIEWS_PER_STEP
 from pipeline.model.network import BagOutput, Network, PrototypeNetwork
 from pipeline.runtime import Runtime
 from pipeline.training.batches import ImageBags, loader
@@ -20,7 +21,6 @@ Versions = tuple[Tensor, ...]
 """Encoded views [view, channel, *place]: as they are; and, where asked for, of their mirror images, mirrored back."""
 
 _IMAGES_PER_BATCH = 4
-_VIEWS_PER_STEP = {"cpu": 16, "cuda": 256, "mps": 64}
 _BAGS_PER_STEP = 64
 # whose code decides what is computed
 _SOURCES = (
@@ -101,7 +101,7 @@ def _computed(
 def _encode(network: Network, reader: BagReader, *, runtime: Runtime, what: str, mirror: bool) -> Iterator[Versions]:
     device = runtime.torch_device
     network.backbone.to(device).eval()
-    step = _VIEWS_PER_STEP[device.split(":")[0]]
+    step = VIEWS_PER_STEP[device.split(":")[0]]
     batches = loader(ImageBags(reader), _IMAGES_PER_BATCH, num_workers=decoding_workers(runtime))
     for batch in progress(batches, what=what, total=len(batches), unit="batch"):
         chunks: list[Versions] = []

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from pipeline.data.bags import BagReader
-from pipeline.evaluation.encoding import encode
 from pipeline.evaluation.explanations import Explanations, Subject, select
 from pipeline.evaluation.images import TestImages
 from pipeline.evaluation.perturbation import changed_views, noise_like
+from pipeline.model.encoding import encode
 from pipeline.model.files import load_model
 from pipeline.params import EvaluateParams
 from tests.pipeline.evaluation.test_run import CLASS_NAMES, LENGTHS, PART_NAMES, SIDE_PX, write_crops, write_models

@@ -281,7 +281,7 @@ def test_how_many_images_go_through_at_once_does_not_matter(
     tmp_path, crops, models, results, monkeypatch, images, views
 ):
     monkeypatch.setattr(embedding, "_IMAGES_PER_BATCH", images)
-    monkeypatch.setattr(embedding, "_VIEWS_PER_STEP", {"cpu": views})
+    monkeypatch.setattr(embedding, "VIEWS_PER_STEP", {"cpu": views})
     metrics = run(crops, models, tmp_path, top_prototypes=3)
     expected = read_json(results / "metrics.json")
     for row, families in expected.items():

@@ -342,7 +342,7 @@ def test_in_training_frozen_layers_give_what_they_would_give_to_all_views_at_onc
         backbone.load_state_dict(state)
         backbone.zero_grad()
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_FROZEN_VIEWS", {"cpu": chunk})
+            patch.setattr(module, "VIEWS_PER_STEP", {"cpu": chunk})
             if not cut:
                 patch.setattr(Backbone, "_num_frozen_steps", lambda self, views: 0)
             grid = backbone(views)

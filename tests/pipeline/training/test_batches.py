@@ -412,7 +412,7 @@ def test_features_come_a_few_whole_bags_at_a_time(reader, network):
 def test_features_do_not_depend_on_how_many_views_go_through_at_once(reader, network, monkeypatch, images, views):
     (expected,) = encoded_views(network, reader, runtime=CPU, what="views")
     monkeypatch.setattr(embedding, "_IMAGES_PER_BATCH", images)
-    monkeypatch.setattr(embedding, "_VIEWS_PER_STEP", {"cpu": views})
+    monkeypatch.setattr(embedding, "VIEWS_PER_STEP", {"cpu": views})
     (found,) = encoded_views(network, reader, runtime=CPU, what="views")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 

@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from pipeline.model.backbone import VIEWS_PER_STEP
 from pipeline.model.network import Network
-
-_VIEWS_PER_STEP = {"cpu": 16, "cuda": 256, "mps": 64}
 
 
 @torch.no_grad()
@@ -20,7 +19,7 @@ def encode(
     The backbone is on DEVICE afterwards; what is returned is float32 on the CPU, bag by bag. Bags may be empty.
     """
     network.backbone.to(device).eval()
-    step = _VIEWS_PER_STEP[device.split(":")[0]]
+    step = VIEWS_PER_STEP[device.split(":")[0]]
     packed = torch.cat(list(bags))
     encoded = torch.cat([network.encode(part.to(device)).float().cpu() for part in torch.split(packed, step)])
     return list(torch.split(encoded, [len(bag) for bag in bags]))
