@@ -13,15 +13,16 @@ from pydantic import ValidationError
 from pipeline.artifacts import WHOLE_IMAGE
 from pipeline.data.images import read_image
 from pipeline.data.masks import StoredMask, decode_mask
-from pipeline.data.preparation import Preparation
+from pipeline.data.preparation import Preparation, Segmentation
 from pipeline.data.views import EmptyBagError, View, as_stored, choose_masks, cut_views, shows_whole_image
 from pipeline.errors import PipelineError
 from pipeline.explain.reasons import Explanation, explain_outputs
 from pipeline.model.encoding import encode
 from pipeline.model.files import load_model
 from pipeline.model.network import PrototypeNetwork
+from pipeline.params import MasksParams
 from pipeline.runtime import Runtime
-from pipeline.segmenters import Picture, Segmenter, make_segmenter, segmenter_class
+from pipeline.segmenters import Picture, make_segmenter, segmenter_class
 from pipeline.training.embedding import outputs
 from pipeline.validation import first_problem
 
@@ -39,6 +40,8 @@ class ExplainedPicture:
         views: the bag; positions are the ``view_idx`` of reasons.
         explanation: of the image.
         class_names: of the network, in label order.
+        prototype_labels: the class of each prototype; of a shared one, the class whose score it moves most.
+        grid: rows and columns of the places that are compared; (1, 1) where views are.
     """
 
     path: Path
@@ -47,6 +50,8 @@ class ExplainedPicture:
     views: tuple[View, ...]
     explanation: Explanation
     class_names: tuple[str, ...]
+    prototype_labels: tuple[int, ...]
+    grid: tuple[int, int]
 
     @property
     def predicted(self) -> str:
@@ -71,6 +76,7 @@ class ExplainedPicture:
             "reasons": [
                 {
                     "prototype_idx": reason.prototype_idx,
+                    "prototype_class": self.class_names[self.prototype_labels[reason.prototype_idx]],
                     "view_idx": reason.view_idx,
                     "place_idx": reason.place_idx,
                     "box": list(self.views[reason.view_idx].box),
@@ -112,32 +118,20 @@ class Explainer:
         self.class_names = tuple(description["class_names"])
         try:
             self._preparation = Preparation.model_validate(description["preparation"])
+            segmentation = self._preparation.segmentation
+            masks = None if segmentation is None else segmentation.params
         except ValidationError as error:
-            problem = first_problem(error)
             raise PipelineError(
-                f"{model / 'model.json'} does not say how views are made ({problem}): run `dvc repro`"
+                f"{model / 'model.json'} does not say how views are made ({first_problem(error)}): run `dvc repro`"
             ) from None
-        self._segmenter = self._make_segmenter(model, weights) if network.views == "bag" else None
-
-    def _make_segmenter(self, model: Path, weights: str | None) -> Segmenter:
-        segmentation = self._preparation.segmentation
-        if segmentation is None:
-            raise PipelineError(f"{model / 'model.json'} does not say what made the masks: run `dvc repro`")
-        params = segmentation.params
-        if segmentation.segmenter == "coco":
-            raise PipelineError(
-                f"{model}: its masks were read from {segmentation.weights}, which has none of other pictures; explain"
-                " with a model that was trained on masks of a segmenter"
-            )
-        kind = segmenter_class(params)
-        if kind.version != segmentation.version:
-            raise PipelineError(
-                f"{model}: its masks were made by version {segmentation.version} of `{segmentation.segmenter}`, this is"
-                f" version {kind.version}: run `dvc repro`"
-            )
-        if weights is not None:
-            params = params.model_copy(update={"weights": weights})
-        return make_segmenter(params, device=self._device, bgr=segmentation.bgr)
+        self._segmenter = None
+        if network.views == "bag":
+            if segmentation is None or masks is None:
+                raise PipelineError(f"{model / 'model.json'} does not say what made the masks: run `dvc repro`")
+            if weights is not None:
+                masks = masks.model_copy(update={"weights": weights})
+            _check_segmenter(model, segmentation, masks)
+            self._segmenter = make_segmenter(masks, device=self._device, bgr=segmentation.bgr)
 
     def explain(self, image: Path | UInt8[np.ndarray, "height width 3"], *, top: int = 5) -> ExplainedPicture:
         """Explain one picture.
@@ -163,7 +157,16 @@ class Explainer:
             elements_per_view=self.network.elements_per_view(encoded),
             top=top,
         )
-        return ExplainedPicture(path, pixels, tuple(masks), tuple(views), explanation, self.class_names)
+        return ExplainedPicture(
+            path=path,
+            image=pixels,
+            masks=tuple(masks),
+            views=tuple(views),
+            explanation=explanation,
+            class_names=self.class_names,
+            prototype_labels=tuple(self.network.prototype_classes().tolist()),
+            grid=(encoded.shape[2], encoded.shape[3]) if self.network.grid else (1, 1),
+        )
 
     def _masks(self, image: UInt8[np.ndarray, "height width 3"], path: Path) -> list[StoredMask]:
         if self._segmenter is None:
@@ -192,6 +195,21 @@ class Explainer:
             views = views[:-1]
         # as a network reads them from the shards that it is trained and evaluated on
         return [replace(view, pixels=as_stored(view.pixels, params)) for view in views]
+
+
+def _check_segmenter(model: Path, segmentation: Segmentation, params: MasksParams) -> None:
+    """Refuse what cannot segment other pictures as those of the data set were."""
+    if segmentation.segmenter == "coco":
+        raise PipelineError(
+            f"{model}: its masks were read from {segmentation.weights}, which has none of other pictures; explain"
+            " with a model that was trained on masks of a segmenter"
+        )
+    version = segmenter_class(params).version
+    if version != segmentation.version:
+        raise PipelineError(
+            f"{model}: its masks were made by version {segmentation.version} of `{segmentation.segmenter}`, this is"
+            f" version {version}: run `dvc repro`"
+        )
 
 
 def explain(
