@@ -34,7 +34,7 @@ from pipeline.data.bags import BagReader
 from pipeline.data.masks import join_masks
 from pipeline.evaluation.explanations import Explanations, Subject, select
 from pipeline.evaluation.images import TestImages
-from pipeline.evaluation.sample import draw_evenly
+from pipeline.data.sample import draw_evenly
 from pipeline.io import progress
 from pipeline.metrics import change
 from pipeline.metrics.change import mask_iou, relevance, similar_elements

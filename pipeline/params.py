@@ -626,7 +626,9 @@ class ReportParams(Section):
     """The HTML report."""
 
     thumbnail_px: int = Field(224, ge=64)
-    """Longer side of the pictures in the gallery, pixels."""
+    """Longer side of photographs in the report, pixels; views are half as large."""
+    sheet_images: int = Field(24, ge=1)
+    """Images whose masks the page of masks shows, drawn evenly from splits and classes."""
 
 
 class Params(Section):

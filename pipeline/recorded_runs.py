@@ -5,25 +5,30 @@ files they read and that no stage wrote (code, raw data, weights), and their com
 repetitions of one experiment. What only the report needs is no part of it.
 """
 
+import difflib
 import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dvc.api
 from dvc.exceptions import DvcException
+from dvc.repo import Repo
 from dvc.scm import RevError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from dvc_data.index import DataIndexDirError
+from scmrepo.exceptions import SCMError
 
+from pipeline.dvc_lock import DamagedLockError, StageRecord, parse_lock
 from pipeline.errors import PipelineError
 from pipeline.preset import leaves
 from pipeline.report.tables import Metrics
 
 METRICS_FILE = "results/metrics.json"
+WORKSPACE = "workspace"
 _LOCK_FILE = "dvc.lock"
 _SEED = "seed"
 _UNFINISHED = ("Queued", "Running", "Failed")
@@ -31,23 +36,6 @@ _UNFINISHED = ("Queued", "Running", "Failed")
 Recipe = Mapping[str, str]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class StageRecord:
-    """What a stage read and wrote.
-
-    Attributes:
-        command: as in dvc.yaml, with its params filled in.
-        params: the values it read; nested keys, or dotted ones.
-        deps: paths and their hashes.
-        outs: paths and their hashes.
-    """
-
-    command: str
-    params: Mapping[str, Any]
-    deps: Mapping[str, str]
-    outs: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +59,85 @@ class NoRunError(PipelineError):
     """A revision holds no finished run; the message says what is missing and which command makes it."""
 
 
+class RevisionFiles:
+    """The files of a revision, out of git or DVC's cache; those of the workspace as they lie there.
+
+    Attributes:
+        name: what messages call the revision.
+        rev: what DVC calls it; None is the workspace.
+    """
+
+    def __init__(self, root: Path, name: str, rev: str | None) -> None:
+        self.name = name
+        self.rev = rev
+        self._root = root
+        self._files = dvc.api.DVCFileSystem(str(root), rev=rev)
+
+    def read(self, path: str) -> bytes:
+        """Read a file.
+
+        Args:
+            path: relative to the project's folder.
+
+        Raises:
+            NoRunError: it is not there; says which command brings it.
+            PipelineError: the revision does not exist.
+        """
+        with self.open(path) as file:
+            content: bytes = file.read()
+        return content
+
+    def open(self, path: str) -> AbstractContextManager[Any]:
+        """Open a file, of which only a part is read; raises as :meth:`read` does."""
+        try:
+            opened: AbstractContextManager[Any] = self._files.open(path, "rb")
+        except RevError:
+            raise self._unknown() from None
+        except (FileNotFoundError, DataIndexDirError):
+            raise NoRunError(f"{self.name}: no {path}; {self._way_to(path)}") from None
+        except DvcException as error:
+            raise NoRunError(f"{self.name}: DVC cannot read {path}: {_one_line(error)}") from None
+        return opened
+
+    def commit(self) -> str | None:
+        """Give the hash of the commit; None for the workspace."""
+        if self.rev is None:
+            return None
+        try:
+            return str(self._files.repo.get_rev())
+        except RevError:
+            raise self._unknown() from None
+
+    def _way_to(self, path: str) -> str:
+        """Say which command brings a file that is not there, or makes it."""
+        go = f"{self._command_to_go_there()} && " if self.rev is not None else ""
+        if path == _LOCK_FILE:
+            return f"it was never run: `{go}dvc repro`"
+        return f"`{go}dvc pull {path}` brings it where a remote has it, `{go}dvc repro` makes it"
+
+    def _command_to_go_there(self) -> str:
+        with Repo(str(self._root)) as repo:
+            try:
+                repo.scm.resolve_rev(self.name)
+            except SCMError:  # git does not know experiments by their names
+                return f"dvc exp apply {self.name}"
+        return f"git checkout {self.name}"
+
+    def _unknown(self) -> PipelineError:
+        with Repo(str(self._root)) as repo:
+            kept = repo.experiments.ls(all_commits=True).values()
+            prefixes = ("refs/heads/", "refs/tags/", "refs/remotes/")
+            refs = [
+                ref.removeprefix(start) for ref in repo.scm.iter_refs() for start in prefixes if ref.startswith(start)
+            ]
+        names = {WORKSPACE, *refs, *(name for experiments in kept for name, *_ in experiments)}
+        near = difflib.get_close_matches(self.name, sorted(names), n=3, cutoff=0.5)
+        return PipelineError(
+            f"git knows no revision {self.name!r}{'; near: ' if near else ''}{', '.join(near)}: "
+            "`git branch -a`, `git tag` and `dvc exp list` show them"
+        )
+
+
 def runs_here(root: Path) -> list[Run]:
     """Collect the runs of the workspace, of HEAD and of the experiments derived from HEAD, in this order.
 
@@ -87,7 +154,7 @@ def runs_here(root: Path) -> list[Run]:
     experiments = [
         (row["Experiment"], row["rev"]) for row in rows if row.get("Experiment") and row.get("State") not in _UNFINISHED
     ]
-    sources: list[tuple[str, str | None]] = [("workspace", None), *([("HEAD", "HEAD")] if rows else []), *experiments]
+    sources: list[tuple[str, str | None]] = [(WORKSPACE, None), *([("HEAD", "HEAD")] if rows else []), *experiments]
     runs = []
     for source, rev in sources:
         try:
@@ -122,14 +189,33 @@ def read_run(root: Path, source: str, rev: str | None) -> Run:
         NoRunError: it holds no finished run.
         PipelineError: the revision does not exist.
     """
-    lock = _read(root, source, rev, _LOCK_FILE)
-    content = _read(root, source, rev, METRICS_FILE)
+    files = RevisionFiles(root, source, rev)
+    return run_of(files, read_stages(files))
+
+
+def read_stages(files: RevisionFiles) -> dict[str, StageRecord]:
+    """Read the stages of a revision as they were run.
+
+    Raises:
+        NoRunError: they never were.
+        PipelineError: the revision does not exist.
+    """
     try:
-        stages = stages_of_lock(YAML(typ="safe").load(lock))
-    except (YAMLError, KeyError, TypeError, AttributeError):
-        raise NoRunError(f"{source}: {_LOCK_FILE} is damaged: `dvc repro` writes it anew") from None
+        return parse_lock(files.read(_LOCK_FILE).decode())
+    except (DamagedLockError, UnicodeDecodeError):
+        raise NoRunError(f"{files.name}: {_LOCK_FILE} is damaged: `dvc repro` writes it anew") from None
+
+
+def run_of(files: RevisionFiles, stages: Mapping[str, StageRecord]) -> Run:
+    """Read the run that the STAGES of a revision made.
+
+    Raises:
+        NoRunError: the revision holds no finished run.
+    """
+    source = files.name
+    content = files.read(METRICS_FILE)
     writer = next((stage for stage in stages.values() if METRICS_FILE in stage.outs), None)
-    if writer is None or writer.outs[METRICS_FILE] != hashlib.md5(content.encode()).hexdigest():
+    if writer is None or writer.outs[METRICS_FILE] != hashlib.md5(content).hexdigest():
         raise NoRunError(f"{source}: {METRICS_FILE} is not the one that {_LOCK_FILE} records: `dvc repro` mends it")
     params, recipe = recipe_of(stages, source)
     seed = params.get(_SEED)
@@ -137,22 +223,9 @@ def read_run(root: Path, source: str, rev: str | None) -> Run:
         raise NoRunError(f"{source}: no stage has the param `{_SEED}`, so its results cannot be told from others")
     try:
         metrics: Metrics = json.loads(content)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
         raise NoRunError(f"{source}: {METRICS_FILE} is damaged: `dvc repro -f evaluate`") from None
     return Run(source, seed, recipe, metrics)
-
-
-def stages_of_lock(lock: Mapping[str, Any]) -> dict[str, StageRecord]:
-    """Read the stages of a ``dvc.lock``."""
-    stages = {}
-    for name, entry in lock["stages"].items():
-        params: dict[str, Any] = {}
-        for values in entry.get("params", {}).values():
-            params |= values
-        stages[name] = StageRecord(
-            str(entry.get("cmd", "")), params, _hashes(entry.get("deps", [])), _hashes(entry.get("outs", []))
-        )
-    return stages
 
 
 def recipe_of(stages: Mapping[str, StageRecord], source: str) -> tuple[dict[str, Any], Recipe]:
@@ -197,25 +270,6 @@ def text_of(value: Any) -> str:
     return str(value)
 
 
-def _read(root: Path, source: str, rev: str | None, path: str) -> str:
-    """Read a file of a revision, from git or from DVC's cache."""
-    try:
-        text: str = dvc.api.DVCFileSystem(str(root), rev=rev).read_text(path, encoding="utf-8")
-    except RevError:
-        raise PipelineError(
-            f"git knows no revision {source!r}: `git branch -a`, `git tag` and `dvc exp list` show them"
-        ) from None
-    except FileNotFoundError:
-        if path == _LOCK_FILE:
-            hint = "it was never run: `dvc repro`"
-        else:
-            hint = "`dvc repro` makes it" if rev is None else "`dvc fetch` brings it where a remote has it"
-        raise NoRunError(f"{source}: no {path}; {hint}") from None
-    except DvcException as error:
-        raise NoRunError(f"{source}: DVC cannot read {path}: {_one_line(error)}") from None
-    return text
-
-
 def _distinct(runs: Iterable[Run]) -> Iterator[Run]:
     """Pass on the first run of each recipe and seed; one that contradicts it is named in the log."""
     kept: dict[tuple[int, tuple[tuple[str, str], ...]], Run] = {}
@@ -248,10 +302,6 @@ def _up_to_metrics(stages: Mapping[str, StageRecord]) -> dict[str, StageRecord]:
 def _overlap(path: str, other: str) -> bool:
     """Whether one path is the other or lies in it."""
     return path == other or path.startswith(f"{other}/") or other.startswith(f"{path}/")
-
-
-def _hashes(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    return {entry["path"]: str(entry.get("md5")) for entry in entries}
 
 
 def _half_run(source: str, why: str) -> NoRunError:

@@ -23,13 +23,13 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from tqdm import tqdm
 
+from pipeline.dvc_lock import StageRecord
 from pipeline.errors import PipelineError
 from pipeline.params import Params, check_params, load_params
 from pipeline.preset import apply_override, lay
 from pipeline.recorded_runs import (
     Recipe,
     Run,
-    StageRecord,
     check_project,
     read_run,
     recipe_of,

@@ -1,7 +1,6 @@
 """Mean and standard deviation of every metric over runs that differ in nothing but their seed, also side by side."""
 
 import csv
-import difflib
 import io
 import logging
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,6 @@ from pipeline.cli import command_line
 from pipeline.errors import PipelineError
 from pipeline.io import new_file
 from pipeline.metrics.interface import Metric
-from pipeline.metrics.registry import METRICS
 from pipeline.recorded_runs import Recipe, Run, runs_at, runs_here
 from pipeline.repeat import repeat
 from pipeline.report.tables import (
@@ -32,6 +30,7 @@ from pipeline.report.tables import (
     metric_title,
     render_value,
 )
+from pipeline.selection import chosen_metrics, listed_names
 
 _CSV_COLUMNS = ("group", "row", "family", "metric", "unit", "direction", "mean", "std", "n", "seeds")
 _NUM_TEXT_COLUMNS = 2  # family and metric; values after them
@@ -128,19 +127,6 @@ def titles_of(recipes: Sequence[Recipe]) -> list[str]:
     ]
 
 
-def chosen_metrics(names: str | None) -> tuple[Metric, ...]:
-    """Find the declared metrics that NAMES lists with commas: keys, ``family.key`` or whole families; None is all.
-
-    Raises:
-        PipelineError: a name fits none.
-    """
-    if names is None:
-        return METRICS
-    known = {name for declared in METRICS for name in _names_of(declared)}
-    wanted = _listed(names, known, "--metrics")
-    return tuple(declared for declared in METRICS if wanted & _names_of(declared))
-
-
 def chosen_rows(names: str | None, groups: Sequence[Group]) -> list[str]:
     """Find the rows of metrics.json that NAMES lists with commas, in the order of the table; None is all.
 
@@ -148,7 +134,7 @@ def chosen_rows(names: str | None, groups: Sequence[Group]) -> list[str]:
         PipelineError: no run has a row of that name.
     """
     present = {row for group in groups for run in group.runs for row in run.metrics}
-    wanted = present if names is None else _listed(names, present, "--rows")
+    wanted = present if names is None else listed_names(names, present, "--rows")
     return [row for row in (*ROW_TITLES, *sorted(present - set(ROW_TITLES))) if row in wanted]
 
 
@@ -334,21 +320,6 @@ def render_statistic(declared: Metric, found: Statistic | None, num_runs: int) -
 
 def _mean_text(declared: Metric, found: Statistic | None) -> str | None:
     return None if found is None else render_value(declared, found.mean)
-
-
-def _names_of(declared: Metric) -> set[str]:
-    return {declared.key, declared.family, f"{declared.family}.{declared.key}"}
-
-
-def _listed(text: str, known: Iterable[str], option: str) -> set[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.4) or sorted(known)
-            raise PipelineError(f"{option} {name}: there is no such name; near: {', '.join(near)}")
-    if not names:
-        raise PipelineError(f"{option}: names no {option.strip('-')}")
-    return set(names)
 
 
 def _is_param(key: str) -> bool:

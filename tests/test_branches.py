@@ -2,12 +2,11 @@
 
 import csv
 import json
-import os
+import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,31 +14,31 @@ import yaml
 from pipeline.evaluation.plots import Explained, write_plots
 from pipeline.io import write_json
 from pipeline.metrics.interface import Deletion
+from pipeline.report.contact_sheets import MASKS_SHEET, MISTAKES_SHEET, PROTOTYPES_SHEET, Tile, write_sheet
+from tests.branches import commit, dvc, new_project, sh
 
 ROOT = Path(__file__).parents[1]
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 NUM_IMAGES = 12
 
 
-def sh(folder, *command):
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def charts_of(plots):
+    """The plots of dvc.yaml that are drawn from numbers: name and settings."""
+    return [item for entry in plots if not isinstance(entry, str) for item in entry.items()]
 
 
-def dvc(folder, *args):
-    return sh(folder, sys.executable, "-m", "dvc", *args)
+def pictures_of(plots):
+    """The picture files among the plots of dvc.yaml."""
+    return [entry for entry in plots if isinstance(entry, str)]
 
 
 def sources_of(plots):
     """The files that the plots of dvc.yaml read, each with the columns that they take from it."""
     columns = {}
-    for entry in plots:
-        for name, settings in entry.items():
-            y = settings["y"] if isinstance(settings["y"], dict) else {name: settings["y"]}
-            for path, column in y.items():
-                columns.setdefault(path, set()).update({settings["x"], column})
+    for name, settings in charts_of(plots):
+        y = settings["y"] if isinstance(settings["y"], dict) else {name: settings["y"]}
+        for path, column in y.items():
+            columns.setdefault(path, set()).update({settings["x"], column})
     return columns
 
 
@@ -76,6 +75,12 @@ def make_results(folder, seed):
             path.parent.mkdir(parents=True, exist_ok=True)
             (value,) = columns - {"step"}
             path.write_text(f"step\t{value}\n0\t0.5\n1\t{0.6 + seed / 8}\n", encoding="utf-8")
+    tile = Tile((np.full((40, 40, 3), 90 * seed, dtype=np.uint8),), ("gull", "a fact"))
+    for picture in pictures_of(GRAPH["plots"]):
+        path = folder / Path(picture).relative_to("results")
+        path.parent.mkdir(exist_ok=True)
+        has_tile = seed or path.name != PROTOTYPES_SHEET  # one branch has a black box
+        write_sheet(path, path.stem, [tile] if has_tile else [], columns=4, instead="There is none.")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +93,7 @@ def project(tmp_path_factory):
             "evaluate": {
                 "cmd": "python -c \"import shutil; shutil.copytree('made', 'results', dirs_exist_ok=True)\"",
                 "deps": ["made"],
-                "outs": ["results/train", "results/plots"],
+                "outs": ["results/train", "results/plots", "results/pictures"],
                 "metrics": evaluate["metrics"],
             }
         },
@@ -96,11 +101,7 @@ def project(tmp_path_factory):
     }
     (folder / "dvc.yaml").write_text(yaml.safe_dump(graph, sort_keys=False), encoding="utf-8")
     (folder / ".gitignore").write_text("/results/\n", encoding="utf-8")
-    sh(folder, "git", "init", "--quiet", "--initial-branch", "one")
-    sh(folder, "git", "config", "user.name", "Somebody")
-    sh(folder, "git", "config", "user.email", "somebody@example.org")
-    dvc(folder, "init", "--quiet")
-    dvc(folder, "config", "core.analytics", "false")
+    new_project(folder, "one")
     shutil.copytree(ROOT / ".dvc" / "plots", folder / ".dvc" / "plots")
     for seed, branch in enumerate(("one", "other")):
         if seed:
@@ -108,8 +109,7 @@ def project(tmp_path_factory):
         shutil.rmtree(folder / "made", ignore_errors=True)
         make_results(folder / "made", seed)
         dvc(folder, "repro", "--quiet")
-        sh(folder, "git", "add", "--all")
-        sh(folder, "git", "commit", "--quiet", "--message", f"Results of {branch}")
+        commit(folder, f"Results of {branch}")
     return folder
 
 
@@ -121,6 +121,12 @@ def test_the_plots_name_all_files_that_are_written_and_only_columns_that_are_the
     for source in ours:
         with (tmp_path / Path(source).relative_to("results")).open(newline="", encoding="utf-8") as lines:
             assert named[source] <= set(next(csv.reader(lines)))
+
+
+def test_pictures_are_the_sheets_of_the_report():
+    sheets = (MASKS_SHEET, PROTOTYPES_SHEET, MISTAKES_SHEET)
+    assert pictures_of(GRAPH["plots"]) == [f"results/pictures/{name}" for name in sheets]
+    assert "results/pictures" in GRAPH["stages"]["report"]["outs"]
 
 
 def test_plots_lie_in_an_out_of_the_evaluation():
@@ -138,12 +144,20 @@ def test_dvc_compares_the_metrics_of_two_branches(project):
     }
 
 
-def drawn(project):
-    """What DVC draws of both branches: a Vega specification for each plot."""
+def compared(project):
+    """What DVC makes of the plots and pictures of both branches."""
     found = json.loads(dvc(project, "plots", "diff", "one", "other", "--json", "--out", str(project / "drawn")))
     assert not found.get("errors")
+    return found["data"]
+
+
+def drawn(project):
+    """What DVC draws of both branches: a Vega specification for each plot."""
     specifications = {}
-    for name, (plot,) in found["data"].items():
+    for name, plots in compared(project).items():
+        if name in pictures_of(GRAPH["plots"]):
+            continue
+        (plot,) = plots
         assert plot["revisions"] == ["one", "other"]
         specifications[name] = json.loads(plot["content"]) if isinstance(plot["content"], str) else plot["content"]
     return specifications
@@ -151,7 +165,7 @@ def drawn(project):
 
 def test_dvc_draws_every_plot_of_both_branches(project):
     found = drawn(project)
-    titles = [settings["title"] for entry in GRAPH["plots"] for settings in entry.values()]
+    titles = [settings["title"] for _, settings in charts_of(GRAPH["plots"])]
     assert sorted(spec["title"]["text"] for spec in found.values()) == sorted(titles)
     for spec in found.values():
         assert {point["rev"] for point in spec["data"]["values"]} == {"one", "other"}
@@ -162,8 +176,7 @@ def test_templates_of_our_own_find_the_columns_that_they_colour_by(project):
     fields = {"series": "series", "classes": "class_name"}
     own = [
         (name, fields[settings["template"]])
-        for entry in GRAPH["plots"]
-        for name, settings in entry.items()
+        for name, settings in charts_of(GRAPH["plots"])
         if settings.get("template") in fields
     ]
     assert {field for _, field in own} == set(fields.values())
@@ -172,3 +185,22 @@ def test_templates_of_our_own_find_the_columns_that_they_colour_by(project):
         encoding = spec.get("spec", spec)["encoding"]
         assert encoding["color"]["field"] == field
         assert all(point[field] for point in spec["data"]["values"])
+
+
+def test_dvc_offers_every_picture_of_both_branches(project):
+    found = compared(project)
+    assert pictures_of(GRAPH["plots"])
+    for name in pictures_of(GRAPH["plots"]):
+        assert [(plot["type"], plot["revisions"]) for plot in found[name]] == [("image", ["one"]), ("image", ["other"])]
+
+
+def test_the_page_that_dvc_writes_shows_the_pictures_of_both_branches(project):
+    page = project / "page"
+    dvc(project, "plots", "diff", "one", "other", "--out", str(page))
+    sources = re.findall(r'<img src="([^"]+)"', (page / "index.html").read_text(encoding="utf-8"))
+    names = [Path(name).name for name in pictures_of(GRAPH["plots"])]
+    assert len(sources) == 2 * len(names) > 0
+    for name in names:
+        one, other = ((page / source).read_bytes() for source in sorted(sources) if source.endswith(name))
+        assert one != other
+        assert other == (project / "results" / "pictures" / name).read_bytes()  # the branch that is checked out

@@ -124,7 +124,18 @@ class BagReader:
         Raises:
             PipelineError: a shard is missing or was changed after the table was written.
         """
-        return np.stack([self._decode(row) for row in self._bags[bag_idx]])
+        return np.stack([self.view(row) for row in self._bags[bag_idx]])
+
+    def view(self, row: ViewRow) -> UInt8[np.ndarray, "side side 3"]:
+        """Decode one view, RGB; see :meth:`views`."""
+        content = self._read(row.shard, row.jpeg_offset, row.jpeg_size)
+        try:
+            decoded: np.ndarray = simplejpeg.decode_jpeg(content, "RGB")
+        except ValueError as error:
+            raise self._damaged(row.shard, f"view {row.view_idx} of {row.image_key}: {error}") from None
+        if decoded.shape != (self.size_px, self.size_px, 3):
+            raise self._damaged(row.shard, f"view {row.view_idx} of {row.image_key} has shape {decoded.shape}")
+        return decoded
 
     def mask(self, row: ViewRow) -> Bool[np.ndarray, "side side"]:
         """Read the mask inside one view; all True for the whole image.
@@ -144,16 +155,6 @@ class BagReader:
         if mask.shape != (self.size_px, self.size_px):
             raise self._damaged(row.shard, f"mask of view {row.view_idx} of {row.image_key} has shape {mask.shape}")
         return mask
-
-    def _decode(self, row: ViewRow) -> UInt8[np.ndarray, "side side 3"]:
-        content = self._read(row.shard, row.jpeg_offset, row.jpeg_size)
-        try:
-            decoded: np.ndarray = simplejpeg.decode_jpeg(content, "RGB")
-        except ValueError as error:
-            raise self._damaged(row.shard, f"view {row.view_idx} of {row.image_key}: {error}") from None
-        if decoded.shape != (self.size_px, self.size_px, 3):
-            raise self._damaged(row.shard, f"view {row.view_idx} of {row.image_key} has shape {decoded.shape}")
-        return decoded
 
     def _read(self, shard: str, offset: int, size: int) -> bytes:
         if shard not in self._files:

@@ -63,3 +63,22 @@ def box_of_mask(mask: Bool[np.ndarray, "height width"]) -> Box:
     if rows.size == 0:
         raise EmptyMaskError(f"no foreground in a mask of shape {mask.shape}")
     return Box(int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1)
+
+
+def box_of_place(view: Box, place_idx: int, grid: Sequence[int]) -> Box:
+    """Find the part of the image that lies under one place of a view's feature grid.
+
+    Args:
+        view: what the view shows; image pixels.
+        place_idx: row by row.
+        grid: rows and columns.
+
+    Returns:
+        At least one pixel. The network sees more than that of it: its receptive field.
+    """
+    row, column = divmod(place_idx, grid[1])
+    x0 = view.x0 + column * view.width_px // grid[1]
+    y0 = view.y0 + row * view.height_px // grid[0]
+    x1 = view.x0 + (column + 1) * view.width_px // grid[1]
+    y1 = view.y0 + (row + 1) * view.height_px // grid[0]
+    return Box(x0, y0, max(x1, x0 + 1), max(y1, y0 + 1))

@@ -4,7 +4,8 @@
 """
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool
 from pycocotools import mask as coco
@@ -138,15 +140,19 @@ def segmentation_of(path: Path) -> dict[str, Any] | None:
     return noted
 
 
-def iterate_masks(path: Path) -> Iterator[tuple[str, list[StoredMask]]]:
+def iterate_masks(path: Path, image_keys: Collection[str] | None = None) -> Iterator[tuple[str, list[StoredMask]]]:
     """Read ``masks.parquet`` image by image, in the order of image keys; images without masks do not occur.
+
+    Args:
+        path: the table.
+        image_keys: only the masks of these; what lies between them is passed over quickly. None reads all.
 
     Raises:
         PipelineError: missing, damaged, or not this table.
     """
     current: str | None = None
     masks: list[StoredMask] = []
-    for row in _iterate_rows(path):
+    for row in _iterate_rows(path, image_keys):
         if row["image_key"] != current:
             if current is not None:
                 yield current, masks
@@ -156,17 +162,20 @@ def iterate_masks(path: Path) -> Iterator[tuple[str, list[StoredMask]]]:
         yield current, masks
 
 
-def join_masks(images: Sequence[ImageRow], path: Path) -> Iterator[tuple[ImageRow, list[StoredMask]]]:
+def join_masks(
+    images: Sequence[ImageRow], path: Path, *, are_all: bool = True
+) -> Iterator[tuple[ImageRow, list[StoredMask]]]:
     """Walk ``masks.parquet`` beside the images; images without masks come with none.
 
     Args:
-        images: all of the data set, in the order of image keys.
+        images: in the order of image keys.
         path: the table.
+        are_all: whether IMAGES are all of the data set; if not, masks of others are passed over quickly.
 
     Raises:
-        PipelineError: as :func:`iterate_masks`, or the table has masks of an image that is not among IMAGES.
+        PipelineError: as :func:`iterate_masks`, or the table has masks of an image that is not among all IMAGES.
     """
-    stored = iterate_masks(path)
+    stored = iterate_masks(path, None if are_all else {image.image_key for image in images})
     current = next(stored, None)
     for image in images:
         if current is not None and current[0] < image.image_key:
@@ -180,17 +189,34 @@ def join_masks(images: Sequence[ImageRow], path: Path) -> Iterator[tuple[ImageRo
         raise PipelineError(f"{path}: has masks of {current[0]}, which is no image of the data set: run `dvc repro`")
 
 
-def _iterate_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _iterate_rows(path: Path, image_keys: Collection[str] | None) -> Iterator[dict[str, Any]]:
     if not path.exists():
         raise PipelineError(f"{path} does not exist: run `dvc repro masks`")
     try:  # around the reading, too: the pages are opened one after another
         with pq.ParquetFile(path, page_checksum_verification=True) as table:
             if not table.schema_arrow.equals(MASKS, check_metadata=False):
                 raise PipelineError(f"{path} was written by another version of the pipeline: run `dvc repro masks`")
-            for batch in table.iter_batches(batch_size=4096):
-                yield from batch.to_pylist()
+            if image_keys is None:
+                for batch in table.iter_batches(batch_size=4096):
+                    yield from batch.to_pylist()
+                return
+            wanted = pa.array(sorted(image_keys), pa.string())
+            for batch in table.iter_batches(batch_size=4096, row_groups=_groups_with(table, image_keys)):
+                yield from batch.filter(pc.is_in(batch["image_key"], wanted)).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise PipelineError(f"{path} is damaged ({' '.join(str(error).split())}): delete it and `dvc repro`") from None
+
+
+def _groups_with(table: pq.ParquetFile, image_keys: Collection[str]) -> list[int]:
+    """Find the row groups that may have masks of some images: the table is sorted, and groups say where they end."""
+    keys = sorted(image_keys)
+    column = table.schema_arrow.get_field_index("image_key")
+    found = []
+    for group in range(table.num_row_groups):
+        limits = table.metadata.row_group(group).column(column).statistics
+        if limits is None or not limits.has_min_max or bisect_left(keys, limits.min) < bisect_right(keys, limits.max):
+            found.append(group)
+    return found
 
 
 if __name__ == "__main__":

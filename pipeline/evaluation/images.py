@@ -23,7 +23,6 @@ class TestImages:
     Attributes:
         reader: their bags.
         rows: what the data set knows of each.
-        all_rows: those of the other splits, too.
         part_names: in part_idx order; empty where the data set has no parts.
         absent: what the data set lacks, and why, by need.
     """
@@ -42,7 +41,6 @@ class TestImages:
             raise PipelineError(f"{dataset} has no image {unknown[0]!r} of the shards: run `dvc repro crops`")
         self.reader = reader
         self.rows: tuple[ImageRow, ...] = tuple(by_key[key] for key in reader.image_keys)
-        self.all_rows = table.rows
         self.part_names = table.part_names
         self.absent: dict[Need, str] = {}
         num_without = sum(row.object_mask is None for row in self.rows)

@@ -161,7 +161,7 @@ def _masks_of(
     if params.background == "original":
         return [{} for _ in images]
     wanted = {image.image_key for image in images}
-    stored = {image_key: of_image for image_key, of_image in iterate_masks(path) if image_key in wanted}
+    stored = dict(iterate_masks(path, wanted))
     found: list[Masks] = []
     for image, bag_idx in zip(images, bag_idxs, strict=True):
         own: Masks = {}

@@ -13,13 +13,13 @@ from torch import Tensor
 from pipeline.artifacts import METRICS_DETAIL, PER_IMAGE, WHOLE_IMAGE, write_table
 from pipeline.data.bags import BagReader
 from pipeline.data.masks import join_masks
+from pipeline.data.sample import draw_evenly
 from pipeline.errors import PipelineError
 from pipeline.evaluation.causes import Causes
 from pipeline.evaluation.explanations import Explanations, Subject
 from pipeline.evaluation.images import TestImages
 from pipeline.evaluation.looks import look_at
 from pipeline.evaluation.plots import Explained, write_plots
-from pipeline.evaluation.sample import draw_evenly
 from pipeline.evaluation.sanity import (
     RANDOMISATIONS,
     Randomisation,
@@ -187,12 +187,11 @@ def _explained(
 
 def _patterns(test: TestImages, masks: Path) -> tuple[frozenset[int], ...]:
     """Find the part patterns of all stored masks of the test images."""
-    wanted = {row.image_key for row in test.rows}
-    joined = progress(
-        join_masks(test.all_rows, masks / "masks.parquet"), what="part patterns", total=len(test.all_rows)
-    )
+    joined = join_masks(test.rows, masks / "masks.parquet", are_all=False)
     num_parts = len(test.part_names)
-    return tuple(patterns_of(row, own, num_parts) for row, own in joined if row.image_key in wanted)
+    return tuple(
+        patterns_of(row, own, num_parts) for row, own in progress(joined, what="part patterns", total=len(test.rows))
+    )
 
 
 def _of_kind(

@@ -5,7 +5,7 @@ the report, which explains the test images.
 """
 
 from pipeline.explain.pictures import ExplainedPicture, Explainer, explain
-from pipeline.explain.reasons import ClassScore, Explanation, Reason, explain_outputs
+from pipeline.reasons import ClassScore, Explanation, Reason, explain_outputs
 
 __all__ = [
     "ClassScore",

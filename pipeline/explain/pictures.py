@@ -16,11 +16,11 @@ from pipeline.data.masks import StoredMask, decode_mask
 from pipeline.data.preparation import Preparation, Segmentation
 from pipeline.data.views import EmptyBagError, View, as_stored, choose_masks, cut_views, shows_whole_image
 from pipeline.errors import PipelineError
-from pipeline.explain.reasons import Explanation, explain_outputs
 from pipeline.model.encoding import encode
 from pipeline.model.files import load_model
 from pipeline.model.network import PrototypeNetwork
 from pipeline.params import MasksParams
+from pipeline.reasons import Explanation, explain_outputs
 from pipeline.runtime import Runtime
 from pipeline.segmenters import Picture, make_segmenter, segmenter_class
 from pipeline.training.embedding import outputs

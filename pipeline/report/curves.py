@@ -1,31 +1,20 @@
-"""Training curves, laid out as line charts; the template draws them as inline SVG.
+"""The page of training: curves, phases, projection and fine-tuning."""
 
-Lengths are SVG units; x grows to the right, y downwards. Charts are narrow, so that their text stays readable where
-one fills a telephone's width.
-"""
-
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from pipeline.report.inputs import PhaseReport, TrainSummary, read_curve
+from pipeline.report.charts import LineChart, Series, line_chart, nice_ticks
+from pipeline.report.inputs import (
+    NetworkDescription,
+    PhaseReport,
+    TrainSummary,
+    read_curve,
+    read_finetune,
+    read_projection,
+    read_train_summary,
+)
+from pipeline.report.site import Site
 from pipeline.report.tables import BLACKBOX, HEAD_TITLES
-
-
-class Plot(NamedTuple):
-    """The size of a chart, and the edges of the area that the lines may fill."""
-
-    width: int = 400
-    height: int = 240
-    left: int = 54
-    right: int = 390
-    top: int = 22
-    bottom: int = 204
-
-
-PLOT = Plot()
 
 PHASE_TITLES = {"warmup": "warm-up", "joint": "joint"}
 _SPLIT_TITLES = {"train": "training images", "val": "validation images"}
@@ -39,118 +28,32 @@ _TERM_TITLES = {
     "presence": "Presence ↓: low where prototypes occur",
     "orthogonality": "Orthogonality ↓: 0 where slots differ",
 }
-_ROOM_FOR_LABEL = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
-    """One line of a chart.
-
-    Attributes:
-        title: its name in the legend.
-        points: (epoch, value), epochs counted from 1.
-        kept_epochs: those whose state a phase ended with; drawn as dots.
-    """
-
-    title: str
-    points: Sequence[tuple[int, float]]
-    kept_epochs: Sequence[int] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """A mark on an axis."""
-
-    at: float
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A series in SVG units; ``dots`` are kept epochs, or the only point of a line."""
-
-    title: str
-    points: str  # as <polyline> takes them
-    dots: tuple[tuple[float, float], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PhaseLabel:
-    """Where the name of a phase stands; ``start`` is the border to the phase before, None for the first."""
-
-    title: str
-    x: float
-    anchor: str
-    start: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """A line chart over epochs, laid out."""
-
-    title: str
-    summary: str  # what it shows, in words
-    lines: tuple[Line, ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-    phases: tuple[PhaseLabel, ...]
-    shows_kept: bool
-
-
-def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Choose at most MOST + 1 round values (steps of 1, 2 or 5 times a power of ten) that enclose [low, high]."""
-    if high <= low:
-        margin = abs(low) / 10 or 1.0
-        low, high = low - margin, high + margin
-    rough = (high - low) / (most - 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [float(f"{count * step:.12g}") for count in range(first, last + 1)]
-
-
-def lay_out(title: str, series: Iterable[Series], phases: Sequence[tuple[str, int]]) -> Chart | None:
-    """Lay out a chart; None where no series has a point.
+def epoch_chart(title: str, series: Iterable[Series], phases: Sequence[tuple[str, int]]) -> LineChart | None:
+    """Lay out a chart over epochs, counted from 1; None where no series has a point.
 
     Args:
         title: what is shown, with its unit.
-        series: the lines, the most important one first.
+        series: the lines, the most important one first; dotted are the epochs whose state a phase ended with.
         phases: (name, epochs) of each phase, in the order in which they ran.
     """
     filled = [line for line in series if line.points]
     if not filled:
         return None
-    last_epoch = max([sum(epochs for _, epochs in phases), *(line.points[-1][0] for line in filled)])
+    last_epoch = max([sum(epochs for _, epochs in phases), *(int(line.points[-1][0]) for line in filled)])
     values = [value for line in filled for _, value in line.points]
-    y_values = nice_ticks(min(values), max(values))
-
-    def x(epoch: int) -> float:
-        return round(PLOT.left + (PLOT.right - PLOT.left) * epoch / last_epoch, 2)
-
-    def y(value: float) -> float:
-        return round(PLOT.bottom - (PLOT.bottom - PLOT.top) * (value - y_values[0]) / (y_values[-1] - y_values[0]), 2)
-
-    lines = []
-    for line in filled:
-        dotted = line.points if len(line.points) == 1 else [p for p in line.points if p[0] in line.kept_epochs]
-        lines.append(
-            Line(
-                line.title,
-                " ".join(f"{x(epoch)},{y(value)}" for epoch, value in line.points),
-                tuple((x(epoch), y(value)) for epoch, value in dotted),
-            )
-        )
-    x_values = [
-        int(value) for value in nice_ticks(0.0, float(last_epoch)) if value.is_integer() and value <= last_epoch
-    ]
-    return Chart(
-        title=title,
+    whole = [value for value in nice_ticks(0.0, float(last_epoch)) if value.is_integer() and value <= last_epoch]
+    return line_chart(
+        title,
+        filled,
         summary=f"{title}, epochs 1 to {last_epoch}. " + " ".join(_in_words(line) for line in filled),
-        lines=tuple(lines),
-        x_ticks=tuple(Tick(x(epoch), str(epoch)) for epoch in x_values),
-        y_ticks=tuple(Tick(y(value), f"{value:g}") for value in y_values),
-        phases=tuple(_phase_labels(phases, x)),
-        shows_kept=any(line.kept_epochs for line in filled),
+        x_title="epoch",
+        x_range=(0.0, float(last_epoch)),
+        x_marks=whole,
+        y_marks=nice_ticks(min(values), max(values)),
+        spans=[(name, float(epochs)) for name, epochs in phases],
+        dots_title="kept" if any(line.dotted for line in filled) else "",
     )
 
 
@@ -162,21 +65,41 @@ def _in_words(line: Series) -> str:
     )
 
 
-def _phase_labels(phases: Sequence[tuple[str, int]], x: Callable[[int], float]) -> Iterable[PhaseLabel]:
-    done = 0
-    for idx, (name, epochs) in enumerate(phases):
-        start, end = x(done), x(done + epochs)
-        fits = end - start >= _ROOM_FOR_LABEL
-        yield PhaseLabel(name, start + 4 if fits else end, "start" if fits else "end", start if idx else None)
-        done += epochs
-
-
 def heads_by_role(head: str, summary: TrainSummary) -> dict[str, str]:
     """Name the heads of the networks in SUMMARY: the run's own, which is HEAD, and the black box beside it, if any."""
     return {role: kind for role, kind in {"network": head, BLACKBOX: BLACKBOX}.items() if role in summary}
 
 
-def training_charts(folder: Path, summary: TrainSummary, head: str) -> list[Chart]:
+def add_training_page(site: Site, results: Path, network: NetworkDescription) -> None:
+    """Write ``training.html``.
+
+    Args:
+        site: the report.
+        results: what the stages from train to finetune reported.
+        network: the one that was trained.
+
+    Raises:
+        PipelineError: a file is missing or damaged.
+    """
+    summary = read_train_summary(results / "train/summary.json")
+    site.add_page(
+        "training.html",
+        "training.html.j2",
+        network=network,
+        in_sentence=in_sentence(network.head),
+        charts=training_charts(results / "train", summary, network.head),
+        phases=[
+            {"network": HEAD_TITLES[kind], "phase": phase_title, "report": summary[role][phase]}
+            for role, kind in heads_by_role(network.head, summary).items()
+            for phase, phase_title in PHASE_TITLES.items()
+            if phase in summary[role]
+        ],
+        projection=read_projection(results / "project.json"),
+        finetune=read_finetune(results / "finetune.json"),
+    )
+
+
+def training_charts(folder: Path, summary: TrainSummary, head: str) -> list[LineChart]:
     """Lay out the curves of a training run.
 
     Args:
@@ -197,13 +120,13 @@ def training_charts(folder: Path, summary: TrainSummary, head: str) -> list[Char
         )
         for role, kind in heads.items()
     ]
-    charts = [lay_out("Validation accuracy, %", accuracy, phases)]
+    charts = [epoch_chart("Validation accuracy, %", accuracy, phases)]
     for role, kind in heads.items():
         both = [Series(title, _read(folder, role, f"{split}/loss")) for split, title in _SPLIT_TITLES.items()]
-        charts.append(lay_out(f"Loss of {in_sentence(kind)}", both, _phases(summary[role])))
+        charts.append(epoch_chart(f"Loss of {in_sentence(kind)}", both, _phases(summary[role])))
     for term in _terms(folder):
         series = Series("training images", _read(folder, "network", f"train/{term}"))
-        charts.append(lay_out(_TERM_TITLES.get(term, term), [series], phases))
+        charts.append(epoch_chart(_TERM_TITLES.get(term, term), [series], phases))
     return [chart for chart in charts if chart is not None]
 
 
@@ -222,20 +145,21 @@ def _curve(folder: Path, role: str, metric: str) -> Path:
     return folder / role / "plots/metrics" / f"{metric}.tsv"
 
 
-def _read(folder: Path, role: str, metric: str) -> list[tuple[int, float]]:
-    return read_curve(_curve(folder, role, metric))
+def _read(folder: Path, role: str, metric: str) -> list[tuple[float, float]]:
+    return [(float(epoch), value) for epoch, value in read_curve(_curve(folder, role, metric))]
 
 
 def _phases(reports: dict[str, PhaseReport]) -> list[tuple[str, int]]:
     return [(title, reports[name].epochs) for name, title in PHASE_TITLES.items() if name in reports]
 
 
-def _kept_epochs(reports: dict[str, PhaseReport]) -> list[int]:
+def _kept_epochs(reports: dict[str, PhaseReport]) -> list[float]:
     """The kept epoch of each phase, counted over the whole run; a phase that kept its start has none."""
-    done, kept = 0, []
+    done = 0
+    kept: list[float] = []
     for name in PHASE_TITLES:
         if name in reports:
             if reports[name].best_epoch:
-                kept.append(done + reports[name].best_epoch)
+                kept.append(float(done + reports[name].best_epoch))
             done += reports[name].epochs
     return kept

@@ -1,39 +1,32 @@
-"""The prototypes as cards: what each is, how much it is used, and its pictures."""
+"""The page of prototypes: what each is, how much it is used, its pictures, and the test views nearest to it."""
 
 import functools
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import PER_IMAGE, PROTOTYPES, WHOLE_IMAGE, read_table
+from markupsafe import Markup
+
+from pipeline.artifacts import PROTOTYPES, WHOLE_IMAGE, read_table
 from pipeline.data.bags import BagReader
 from pipeline.data.boxes import Box
 from pipeline.data.catalogue import ImageRow, ImagesTable
-from pipeline.data.masks import StoredMask, iterate_masks
 from pipeline.engine import map_in_order
 from pipeline.errors import PipelineError
-from pipeline.io import progress, sha256_of
+from pipeline.io import progress
+from pipeline.report.prototype_pictures import source_view
+from pipeline.report.shown import Element, ShownPrototype, name_of_element
+from pipeline.report.site import PICTURES, Picture, Site
 from pipeline.report.tables import BLACKBOX
-from pipeline.report.thumbnails import SourceImage, SourceView, Thumbnail, around_place, draw_source
+from pipeline.report.test_outputs import TestOutputs
+from pipeline.report.test_pictures import MANY_IMAGES, NUM_NEAREST, TestPictures
+from pipeline.report.thumbnails import BOX_RGB, OUTLINE_RGB, SourceImage, draw_source
 from pipeline.runtime import Runtime
 
-_MANY_IMAGES = 400  # drawing fewer takes less time than starting worker processes
-_NAME_DIGITS = 16  # of a picture's hash; 64 bits do not collide in a gallery
-
-Element = tuple[int, int]
-"""What is compared with prototypes, within an image: view_idx, and place_idx or -1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture file in the folder of pictures."""
-
-    name: str
-    width: int
-    height: int
+_DECIMALS = 6  # of numbers in the data of a page
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +68,30 @@ class Source:
         """Where in its image it is; sources with equal ones are the same."""
         return self.view_idx, -1 if self.place_idx is None else self.place_idx
 
+    @property
+    def name(self) -> str:
+        """The view or place in words."""
+        return name_of_element(self.mask_idx, self.place_idx)
+
+
+@dataclass(frozen=True, slots=True)
+class NearView:
+    """A test view, or a place in one, near to a prototype.
+
+    Attributes:
+        image_key: of the test image.
+        class_name: of the test image.
+        is_own_class: whether this is the class of the prototype.
+        distance: of the two, at least 0.
+        picture: the view, or the neighbourhood of the place.
+    """
+
+    image_key: str
+    class_name: str
+    is_own_class: bool
+    distance: float
+    picture: Picture
+
 
 @dataclass(frozen=True, slots=True)
 class Card:
@@ -86,6 +103,7 @@ class Card:
         usage: over test images.
         same_view_as: other prototypes with the same source.
         source: None where no training view could be one.
+        nearest: from as many test images, the nearest first.
     """
 
     prototype_idx: int
@@ -95,10 +113,19 @@ class Card:
     usage: Usage
     same_view_as: tuple[int, ...]
     source: Source | None
+    nearest: tuple[NearView, ...] = ()
+
+    @property
+    def shown(self) -> ShownPrototype:
+        """The prototype beside a view that looks like it."""
+        source = self.source
+        if source is None:
+            return ShownPrototype(self.prototype_idx, self.class_name, None, None, None)
+        return ShownPrototype(self.prototype_idx, self.class_name, source.view, source.photograph, source.image_key)
 
 
 @dataclass(frozen=True, slots=True)
-class TestUsage:
+class PrototypeUsage:
     """How the prototypes occur in the explanations of the test images.
 
     Attributes:
@@ -112,31 +139,22 @@ class TestUsage:
     of_prototype: Mapping[int, Usage]
 
 
-def count_usage(per_image: Path, head: str, prototype_labels: Sequence[int]) -> TestUsage:
-    """Count, for each prototype, the test images that it helps to explain.
+def count_usage(test: TestOutputs, prototype_labels: Sequence[int], *, top: int) -> PrototypeUsage:
+    """Count, for each prototype, the test images that have it among their most similar ones.
 
     Args:
-        per_image: ``per_image.parquet``.
-        head: of the network; names its rows.
+        test: of a network with prototypes.
         prototype_labels: the class of each prototype.
-
-    Raises:
-        PipelineError: missing, damaged, without rows of the head, or of another network.
+        top: how many explain an image.
     """
-    rows = [row for row in read_table(per_image, PER_IMAGE).to_pylist() if row["row"] == head]
-    if not rows or any(row["top_prototypes"] is None for row in rows):
-        raise PipelineError(f"{per_image} has no top prototypes of `{head}`: run `dvc repro evaluate`")
     images: Counter[int] = Counter()
     own: Counter[int] = Counter()
-    for row in rows:
-        for idx in row["top_prototypes"]:
-            if not 0 <= idx < len(prototype_labels):
-                raise PipelineError(f"{per_image} names prototype {idx} of {len(prototype_labels)}: run `dvc repro`")
-            images[idx] += 1
-            own[idx] += prototype_labels[idx] == row["label"]
-    return TestUsage(
-        top=max(len(row["top_prototypes"]) for row in rows),
-        num_images=len(rows),
+    for label, prototypes in zip(test.reader.labels, test.most_similar(top), strict=True):
+        images.update(prototypes)
+        own.update(idx for idx in prototypes if prototype_labels[idx] == label)
+    return PrototypeUsage(
+        top=min(top, len(prototype_labels)),
+        num_images=len(test.reader),
         of_prototype={idx: Usage(images[idx], own[idx]) for idx in sorted(images)},
     )
 
@@ -153,7 +171,7 @@ def read_prototypes(final: Path, head: str) -> list[dict[str, Any]]:
     return rows
 
 
-def make_cards(usage: TestUsage, rows: Sequence[Mapping[str, Any]]) -> list[Card]:
+def make_cards(usage: PrototypeUsage, rows: Sequence[Mapping[str, Any]]) -> list[Card]:
     """Describe every prototype; sources have no pictures yet.
 
     Args:
@@ -197,24 +215,157 @@ def _source_of(row: Mapping[str, Any]) -> Source | None:
     )
 
 
+def add_prototypes_page(
+    site: Site,
+    final: Path,
+    *,
+    test: TestOutputs,
+    pictures: Sequence[TestPictures],
+    images: ImagesTable,
+    crops: Path,
+    splits: Sequence[str],
+    top: int,
+    thumbnail_px: int,
+    runtime: Runtime,
+) -> list[Card]:
+    """Write ``prototypes.html`` and its pictures, also of a black box, whose page says that it has none.
+
+    Args:
+        site: gets the page.
+        final: folder of the finished network, with ``prototypes.parquet``.
+        test: what the network says of the test images.
+        pictures: of the test images.
+        images: the data set.
+        crops: folder with shards.
+        splits: those that the network was trained on.
+        top: how many prototypes explain an image.
+        thumbnail_px: longer side of the pictures.
+        runtime: workers.
+
+    Returns:
+        All prototypes; none of a black box.
+
+    Raises:
+        PipelineError: a file is missing, damaged, or of another run than the others.
+    """
+    head = test.network.head
+    rows = read_prototypes(final, head)
+    if test.output is not None and len(rows) != test.output.similarity.shape[1]:
+        raise PipelineError(
+            f"{final / 'prototypes.parquet'} has {len(rows)} prototypes, the network beside it "
+            f"{test.output.similarity.shape[1]}: run `dvc checkout` or `dvc repro`"
+        )
+    usage = PrototypeUsage(top, len(test.reader), {})
+    cards: list[Card] = []
+    if rows:
+        usage = count_usage(test, [row["label"] for row in rows], top=top)
+        nearest = _nearest(test, pictures, [row["label"] for row in rows])
+        cards = [replace(card, nearest=near) for card, near in zip(make_cards(usage, rows), nearest, strict=True)]
+        cards = draw_cards(
+            cards,
+            site,
+            images=images,
+            crops=crops,
+            splits=splits,
+            thumbnail_px=thumbnail_px,
+            runtime=runtime,
+        )
+    for asset in ("gallery.js", "gallery.css"):
+        site.add_asset(asset)
+    site.add_page(
+        "prototypes.html",
+        "prototypes.html.j2",
+        head=head,
+        cards=cards,
+        usage=usage,
+        classes=sorted({card.label: card.class_name for card in cards}.items()),
+        num_unused=sum(card.usage.num_images == 0 for card in cards),
+        num_duplicates=sum(bool(card.same_view_as) for card in cards),
+        num_sourceless=sum(card.source is None for card in cards),
+        num_nearest=min(NUM_NEAREST, len(test.reader)),
+        outline_rgb=OUTLINE_RGB,
+        box_rgb=BOX_RGB,
+        data=page_data([_item(card) for card in cards]),
+    )
+    return cards
+
+
+def page_data(items: Sequence[Mapping[str, Any]]) -> Markup:
+    """Write ITEMS as JSON that stands in a ``<script>`` element: no text in it can end the element."""
+    text = json.dumps(items, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))  # escaped for where it stands
+
+
+def in_data(picture: Picture | None) -> list[str | int] | None:
+    """Write a picture of a site as the script reads it: name of the file, width, height."""
+    return None if picture is None else [picture.src.removeprefix(f"{PICTURES}/"), picture.width, picture.height]
+
+
+def _item(card: Card) -> dict[str, Any]:
+    source = card.source
+    return {
+        "id": card.prototype_idx,
+        "label": card.label,
+        "class": card.class_name,
+        "weight": round(card.weight, _DECIMALS),
+        "distance": source and round(source.distance, _DECIMALS),
+        "usage": card.usage.num_images,
+        "own": card.usage.num_own_class,
+        "key": source and source.image_key,
+        "part": source and source.name,
+        "photograph": source and in_data(source.photograph),
+        "view": source and in_data(source.view),
+        "unused": card.usage.num_images == 0,
+        "duplicates": [{"id": idx} for idx in card.same_view_as],
+        "nearest": [
+            {
+                "key": near.image_key,
+                "class": near.class_name,
+                "own": near.is_own_class,
+                "distance": round(near.distance, _DECIMALS),
+                "view": in_data(near.picture),
+            }
+            for near in card.nearest
+        ],
+    }
+
+
+def _nearest(
+    test: TestOutputs, pictures: Sequence[TestPictures], prototype_labels: Sequence[int]
+) -> list[tuple[NearView, ...]]:
+    assert test.output is not None
+    labels = test.reader.labels
+    return [
+        tuple(
+            NearView(
+                image_key=pictures[bag_idx].image_key,
+                class_name=test.class_names[labels[bag_idx]],
+                is_own_class=labels[bag_idx] == prototype_labels[prototype_idx],
+                distance=float(test.output.distance[bag_idx, prototype_idx]),
+                picture=pictures[bag_idx].views[test.nearest_element(bag_idx, prototype_idx)],
+            )
+            for bag_idx in nearest
+        )
+        for prototype_idx, nearest in enumerate(test.nearest_images(NUM_NEAREST))
+    ]
+
+
 def draw_cards(
     cards: Sequence[Card],
-    folder: Path,
+    site: Site,
     *,
     images: ImagesTable,
-    masks: Path,
     crops: Path,
     splits: Sequence[str],
     thumbnail_px: int,
     runtime: Runtime,
 ) -> list[Card]:
-    """Write the pictures of all prototypes into FOLDER and give the cards that name them.
+    """Write the pictures of all prototypes and give the cards that name them.
 
     Args:
         cards: without pictures.
-        folder: gets ``<hash>.jpg`` files; equal pictures are stored once.
+        site: gets the pictures.
         images: the data set.
-        masks: ``masks.parquet``.
         crops: folder with shards.
         splits: those that the network was trained on.
         thumbnail_px: longer side of the pictures.
@@ -228,20 +379,18 @@ def draw_cards(
         if card.source is not None:
             of_image.setdefault(card.source.image_key, {})[card.source.element] = card.source
     work = sorted(of_image.items())
-    stored = _masks_of({key for key, sources in work if not all(s.is_whole_image for s in sources.values())}, masks)
-    sources = _source_images(work, images=images, masks=stored, crops=crops, splits=splits)
+    sources = _source_images(work, images=images, crops=crops, splits=splits)
     results = map_in_order(
         functools.partial(draw_source, side_px=thumbnail_px),
         sources,
         runtime=runtime,
-        workers=None if len(work) >= _MANY_IMAGES else 1,
+        workers=None if len(work) >= MANY_IMAGES else 1,
     )
-    folder.mkdir(parents=True, exist_ok=True)
     finished: dict[tuple[str, Element], Source] = {}
-    for (image_key, elements), pairs in zip(work, progress(results, what="gallery", total=len(work)), strict=True):
+    for (image_key, elements), pairs in zip(work, progress(results, what="prototypes", total=len(work)), strict=True):
         for (element, source), (photograph, view) in zip(sorted(elements.items()), pairs, strict=True):
             finished[image_key, element] = replace(
-                source, photograph=_stored(photograph, folder), view=_stored(view, folder)
+                source, photograph=site.add_picture(photograph), view=site.add_picture(view)
             )
     return [
         card
@@ -254,17 +403,10 @@ def draw_cards(
     ]
 
 
-def _masks_of(image_keys: set[str], masks: Path) -> dict[str, list[StoredMask]]:
-    """Read the masks of some images; the table is read no further than it must be."""
-    found = ((key, stored) for key, stored in iterate_masks(masks) if key in image_keys)
-    return dict(progress(islice(found, len(image_keys)), what="masks", total=len(image_keys)))
-
-
 def _source_images(
     work: Sequence[tuple[str, Mapping[Element, Source]]],
     *,
     images: ImagesTable,
-    masks: Mapping[str, Sequence[StoredMask]],
     crops: Path,
     splits: Sequence[str],
 ) -> Iterator[SourceImage]:
@@ -276,28 +418,19 @@ def _source_images(
     for image_key, sources in work:
         if image_key not in rows or image_key not in position:
             raise _stale(image_key, "is no training image with views")
-        yield _source_image(rows[image_key], sources, masks.get(image_key, ()), reader, position[image_key])
+        yield _source_image(rows[image_key], sources, reader, position[image_key])
 
 
-def _source_image(
-    row: ImageRow, sources: Mapping[Element, Source], masks: Sequence[StoredMask], reader: BagReader, bag_idx: int
-) -> SourceImage:
+def _source_image(row: ImageRow, sources: Mapping[Element, Source], reader: BagReader, bag_idx: int) -> SourceImage:
     views = {view.view_idx: view for view in reader.rows(bag_idx)}
-    pixels_of = dict(zip(views, reader.views(bag_idx), strict=True))
     drawn = []
     for _, source in sorted(sources.items()):
         view = views.get(source.view_idx)
         if view is None or view.mask_idx != source.mask_idx:
             raise _stale(row.image_key, f"has no view {source.view_idx} of mask {source.mask_idx}")
-        pixels = pixels_of[source.view_idx]
-        if source.mask_idx >= len(masks):
-            raise _stale(row.image_key, f"has no mask {source.mask_idx}")
-        if source.place_idx is not None:
-            if not _lies_within(source.box, view.box):
-                raise _stale(row.image_key, f"has no place {source.place_idx} at {tuple(source.box)}")
-            pixels = around_place(pixels, source.box, view.box)
-        rle = None if source.is_whole_image else masks[source.mask_idx].rle
-        drawn.append(SourceView(pixels, source.box, rle))
+        if source.place_idx is not None and not _lies_within(source.box, view.box):
+            raise _stale(row.image_key, f"has no place {source.place_idx} at {tuple(source.box)}")
+        drawn.append(source_view(reader, view, row, box=source.box, place_idx=source.place_idx))
     return SourceImage(row.path, row.width, row.height, tuple(drawn))
 
 
@@ -310,9 +443,3 @@ def _stale(image_key: str, why: str) -> PipelineError:
         f"prototypes.parquet: the source image {image_key} {why}: data and model come from different runs, "
         "run `dvc checkout` or `dvc repro`"
     )
-
-
-def _stored(thumbnail: Thumbnail, folder: Path) -> Picture:
-    name = f"{sha256_of(thumbnail.content)[:_NAME_DIGITS]}.jpg"
-    (folder / name).write_bytes(thumbnail.content)
-    return Picture(name, thumbnail.width, thumbnail.height)

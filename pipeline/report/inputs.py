@@ -2,10 +2,11 @@
 
 import csv
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pandas as pd
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.artifacts import METRICS_DETAIL, read_table
@@ -157,6 +158,31 @@ def read_curve(path: Path) -> list[tuple[int, float]]:
         reason = " ".join(str(error).split())
         raise PipelineError(f"{path} is damaged ({reason}): run `dvc checkout` or `dvc repro -f -s train`") from None
     return [(epoch, value) for epoch, value in points if math.isfinite(value)]
+
+
+def read_plot(path: Path, *, texts: Sequence[str] = (), numbers: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a plot of the evaluation; a number may be missing (NaN), a text is what it is, ``NA`` included.
+
+    Args:
+        path: a file of ``results/plots``.
+        texts: columns that it must have.
+        numbers: likewise.
+
+    Raises:
+        PipelineError: missing, damaged or without a row.
+    """
+    try:
+        frame: pd.DataFrame = pd.read_csv(path, dtype=str, keep_default_na=False)[[*texts, *numbers]]
+        for name in numbers:
+            frame[name] = pd.to_numeric(frame[name].where(frame[name] != ""))
+    except FileNotFoundError:
+        raise PipelineError(f"{path} does not exist: run `dvc repro evaluate`") from None
+    except (KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise PipelineError(f"{path} is damaged ({reason}): run `dvc checkout` or `dvc repro -f -s evaluate`") from None
+    if frame.empty:
+        raise PipelineError(f"{path} has no row: run `dvc checkout` or `dvc repro -f -s evaluate`")
+    return frame
 
 
 def _checked(path: Path, check: Callable[[Any], Content]) -> Content:

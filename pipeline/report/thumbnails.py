@@ -1,4 +1,4 @@
-"""Small pictures of prototypes: the photograph with the mask and the box of the view drawn on it, and the view.
+"""Small pictures: photographs with the masks and boxes of views drawn on them, and the views.
 
 Where places of a view's feature grid are compared, the box is that of the place, and the view is cut to its
 neighbourhood.
@@ -6,6 +6,7 @@ neighbourhood.
 Nothing heavy is imported here: worker processes do.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import simplejpeg
 from jaxtyping import Bool, UInt8
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
 
 from pipeline.data.boxes import Box
 from pipeline.data.images import read_image
@@ -21,6 +23,16 @@ from pipeline.errors import PipelineError
 
 OUTLINE_RGB = (255, 214, 0)
 BOX_RGB = (255, 255, 255)
+NUMBER_RGB = (
+    (255, 214, 0),
+    (86, 190, 245),
+    (255, 140, 50),
+    (70, 215, 135),
+    (245, 130, 195),
+    (190, 165, 255),
+    (240, 240, 240),
+)
+"""The outlines of views that are numbered; after the last one, the first again. Black can be read on all of them."""
 _EDGE_RGB = (0, 0, 0)  # beside a line, so that it shows on light and dark pictures
 _QUALITY = 85
 
@@ -59,6 +71,50 @@ class Thumbnail:
     height: int
 
 
+@dataclass(frozen=True, slots=True)
+class NumberedView:
+    """A view of a test image, or a place in one, to be drawn.
+
+    Attributes:
+        number: on the photograph, from 1; None draws nothing there.
+        pixels: the view as the network sees it, or the part of it around a place; RGB.
+        box: what the view shows, or what lies under the place; half-open, image pixels.
+        rle: the mask, as stored; None for the whole image.
+    """
+
+    number: int | None
+    pixels: UInt8[np.ndarray, "height width 3"]
+    box: Box
+    rle: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedImage:
+    """A photograph and those of its views that pages show; numbers are in ascending order."""
+
+    path: Path
+    width: int
+    height: int
+    views: tuple[NumberedView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnImage:
+    """A test image in pictures.
+
+    Attributes:
+        small: the photograph, half as large.
+        photograph: with an outline around each numbered view.
+        views: each with the outline of its mask, half as large.
+        points: where the number of each numbered view stands on the photograph: shares of its width and height, 0..1.
+    """
+
+    small: Thumbnail
+    photograph: Thumbnail
+    views: tuple[Thumbnail, ...]
+    points: tuple[tuple[float, float], ...]
+
+
 def draw_source(source: SourceImage, *, side_px: int) -> list[tuple[Thumbnail, Thumbnail]]:
     """Draw, for each view of SOURCE, the photograph with outline and box, and the view.
 
@@ -69,12 +125,7 @@ def draw_source(source: SourceImage, *, side_px: int) -> list[tuple[Thumbnail, T
     Raises:
         PipelineError: the photograph is missing, damaged or of another size than its table says.
     """
-    image = read_image(source.path)
-    if image.shape[:2] != (source.height, source.width):
-        raise PipelineError(
-            f"{source.path}: is {image.shape[1]}x{image.shape[0]}, its table says {source.width}x{source.height}: "
-            "run `dvc checkout` or `dvc repro dataset`"
-        )
+    image = _photograph(source)
     small = shrunk(image, side_px)
     drawn = []
     for view in source.views:
@@ -82,8 +133,68 @@ def draw_source(source: SourceImage, *, side_px: int) -> list[tuple[Thumbnail, T
         if view.rle is not None:
             mask = decode_mask(view.rle, height=source.height, width=source.width)
         photograph = with_outline_and_box(small, mask, view.box, scale=small.shape[1] / source.width)
-        drawn.append((_encoded(photograph), _encoded(shrunk(view.pixels, side_px))))
+        drawn.append((encoded(photograph), encoded(shrunk(view.pixels, side_px))))
     return drawn
+
+
+def draw_numbered(source: NumberedImage, *, side_px: int) -> DrawnImage:
+    """Draw a test image for the pages that show it.
+
+    Args:
+        source: what to draw.
+        side_px: the longer side of the photograph; pictures are never enlarged.
+
+    Raises:
+        PipelineError: the photograph is missing, damaged or of another size than its table says.
+    """
+    small = shrunk(_photograph(source), side_px)
+    height, width = small.shape[:2]
+    scale = width / source.width
+    drawn: np.ndarray = small.copy()
+    views, regions = [], []
+    for view in source.views:
+        picture = shrunk(view.pixels, side_px // 2)
+        region = _inside(view.box, (height, width), scale)
+        if view.rle is not None:
+            mask = decode_mask(view.rle, height=source.height, width=source.width)
+            region = _shrunk_mask(mask, (height, width))
+            box = view.box
+            picture = picture.copy()
+            draw_rim(picture, _shrunk_mask(mask[box.y0 : box.y1, box.x0 : box.x1], picture.shape[:2]), OUTLINE_RGB, 2)
+        views.append(encoded(picture))
+        regions.append(region)
+    # the first number last, so that nothing lies over it
+    for view, region in reversed(list(zip(source.views, regions, strict=True))):
+        if view.number is not None:
+            draw_rim(drawn, region, NUMBER_RGB[(view.number - 1) % len(NUMBER_RGB)], 2)
+    points: list[tuple[float, float]] = []
+    for view, region in zip(source.views, regions, strict=True):
+        if view.number is not None:
+            points.append(_free_point(region, points))
+    return DrawnImage(encoded(shrunk(small, side_px // 2)), encoded(drawn), tuple(views), tuple(points))
+
+
+def _photograph(source: SourceImage | NumberedImage) -> UInt8[np.ndarray, "height width 3"]:
+    image = read_image(source.path)
+    if image.shape[:2] != (source.height, source.width):
+        raise PipelineError(
+            f"{source.path}: is {image.shape[1]}x{image.shape[0]}, its table says {source.width}x{source.height}: "
+            "run `dvc checkout` or `dvc repro dataset`"
+        )
+    return image
+
+
+def _free_point(region: Bool[np.ndarray, "height width"], taken: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Find a point deep inside REGION that is far from all of TAKEN; shares of width and height, 0..1."""
+    height, width = region.shape
+    # a picture's edge is an edge of the region, too
+    room = distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
+    rows, columns = np.indices(region.shape)
+    for x, y in taken:
+        away = np.hypot(columns + 0.5 - x * width, rows + 0.5 - y * height)
+        room = np.where(region, np.minimum(room, away / 2), room)
+    row, column = np.unravel_index(int(room.argmax()), region.shape)
+    return (float(column) + 0.5) / width, (float(row) + 0.5) / height
 
 
 def shrunk(image: UInt8[np.ndarray, "height width 3"], side_px: int) -> UInt8[np.ndarray, "new_height new_width 3"]:
@@ -135,25 +246,39 @@ def with_outline_and_box(
         box: half-open, pixels of the original image.
         scale: picture pixels per image pixel.
     """
-    height, width = picture.shape[:2]
     drawn: np.ndarray = picture.copy()
-    inside = np.zeros((height, width), dtype=bool)
-    x0, y0 = min(int(scale * box.x0), width - 1), min(int(scale * box.y0), height - 1)
-    inside[y0 : max(y0 + 1, round(scale * box.y1)), x0 : max(x0 + 1, round(scale * box.x1))] = True
-    _draw(drawn, inside, BOX_RGB, thickness_px=1)
+    draw_rim(drawn, _inside(box, picture.shape[:2], scale), BOX_RGB, thickness_px=1)
     if mask is not None:
-        share = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
-        _draw(drawn, np.asarray(share) >= 64, OUTLINE_RGB, thickness_px=2)
+        draw_rim(drawn, _shrunk_mask(mask, picture.shape[:2]), OUTLINE_RGB, thickness_px=2)
     return drawn
 
 
-def _draw(
+def _inside(box: Box, shape: Sequence[int], scale: float) -> Bool[np.ndarray, "height width"]:
+    """Mark what BOX covers, at least one pixel, on a picture with SCALE pixels per image pixel."""
+    height, width = shape
+    inside = np.zeros((height, width), dtype=bool)
+    x0, y0 = min(int(scale * box.x0), width - 1), min(int(scale * box.y0), height - 1)
+    inside[y0 : max(y0 + 1, round(scale * box.y1)), x0 : max(x0 + 1, round(scale * box.x1))] = True
+    return inside
+
+
+def _shrunk_mask(
+    mask: Bool[np.ndarray, "height width"], shape: Sequence[int]
+) -> Bool[np.ndarray, "new_height new_width"]:
+    """Bring MASK to the rows and columns of a picture: True where a quarter of a pixel is covered."""
+    height, width = shape
+    share = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
+    covered: np.ndarray = np.asarray(share) >= 64
+    return covered
+
+
+def draw_rim(
     picture: UInt8[np.ndarray, "height width 3"],
     region: Bool[np.ndarray, "height width"],
     colour: tuple[int, int, int],
     thickness_px: int,
 ) -> None:
-    """Colour the rim of REGION, inside it, with a dark edge around."""
+    """Colour the rim of REGION on PICTURE, inside it, with a dark edge around."""
     inner = region
     for _ in range(thickness_px):
         inner = _eroded(inner)
@@ -175,7 +300,8 @@ def _dilated(region: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "heig
     return grown
 
 
-def _encoded(picture: UInt8[np.ndarray, "height width 3"]) -> Thumbnail:
+def encoded(picture: UInt8[np.ndarray, "height width 3"]) -> Thumbnail:
+    """Write PICTURE, RGB, as a JPEG file."""
     # no chroma subsampling: it would smear the coloured lines
     content: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(picture), _QUALITY, "RGB", "444")
     return Thumbnail(content, picture.shape[1], picture.shape[0])

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.artifacts import PROTOTYPES, write_table
 from pipeline.data.bags import BagReader
-from pipeline.data.boxes import Box
+from pipeline.data.boxes import box_of_place
 from pipeline.errors import PipelineError
 from pipeline.io import new_folder, progress
 from pipeline.model.files import load_model, save_model
@@ -221,22 +221,3 @@ def _rows(
             }
         rows.append(row)
     return rows
-
-
-def box_of_place(view: Box, place_idx: int, grid: Sequence[int]) -> Box:
-    """Find the part of the image that lies under one place of a view's feature grid.
-
-    Args:
-        view: what the view shows; image pixels.
-        place_idx: row by row.
-        grid: rows and columns.
-
-    Returns:
-        At least one pixel. The network sees more than that of it: its receptive field.
-    """
-    row, column = divmod(place_idx, grid[1])
-    x0 = view.x0 + column * view.width_px // grid[1]
-    y0 = view.y0 + row * view.height_px // grid[0]
-    x1 = view.x0 + (column + 1) * view.width_px // grid[1]
-    y1 = view.y0 + (row + 1) * view.height_px // grid[0]
-    return Box(x0, y0, max(x1, x0 + 1), max(y1, y0 + 1))

@@ -2,8 +2,9 @@ import copy
 
 import pytest
 
+from pipeline.dvc_lock import stages_of_lock
 from pipeline.preset import leaves
-from pipeline.recorded_runs import METRICS_FILE, NoRunError, recipe_of, stages_of_lock, text_of
+from pipeline.recorded_runs import METRICS_FILE, NoRunError, recipe_of, text_of
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -6,7 +8,16 @@ from pycocotools import mask as coco
 
 from pipeline.artifacts import MASKS
 from pipeline.data.boxes import Box, box_of_mask
-from pipeline.data.masks import MaskTableWriter, StoredMask, decode_mask, encode_mask, iterate_masks, pairwise_iou
+from pipeline.data.catalogue import ImageRow
+from pipeline.data.masks import (
+    MaskTableWriter,
+    StoredMask,
+    decode_mask,
+    encode_mask,
+    iterate_masks,
+    join_masks,
+    pairwise_iou,
+)
 from pipeline.errors import PipelineError
 from tests.pipeline.data.plain_runs import plain_runs
 
@@ -97,6 +108,10 @@ def test_pairwise_iou_is_intersection_over_union_of_every_two_masks():
     assert iou[6, 7] == 0  # neighbours do not overlap
 
 
+def image_row(key):
+    return ImageRow(key, Path(f"{key}.png"), "0" * 64, WIDTH, HEIGHT, 0, "wren", "test", None, (), None, None)
+
+
 def test_no_masks_have_no_pairs():
     assert pairwise_iou([], height=HEIGHT, width=WIDTH).shape == (0, 0)
 
@@ -125,6 +140,38 @@ def test_a_table_of_several_row_groups_reads_back_in_order_without_the_images_th
     read = list(iterate_masks(path))
     assert len(read) == 450
     assert read == [(key, masks) for key, masks in written if masks]
+
+
+@pytest.mark.parametrize("wanted", [(), (1,), (0, 4), (255, 256, 257), (511, 599), (3, 999), tuple(range(0, 600, 7))])
+def test_the_masks_of_some_images_are_those_that_reading_all_gives(wanted, tmp_path):
+    path = tmp_path / "masks.parquet"
+    written = dict(table_of(path, 600))
+    keys = {f"image_{i:04d}" for i in wanted}
+    assert list(iterate_masks(path, keys)) == [(key, masks) for key, masks in written.items() if masks and key in keys]
+
+
+def test_groups_of_rows_without_wanted_masks_are_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "masks.parquet"
+    table_of(path, 600)
+    asked = []
+    plain = pq.ParquetFile.iter_batches
+
+    def noting(table, *args, **kwargs):
+        asked.append(kwargs["row_groups"])
+        return plain(table, *args, **kwargs)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noting)
+    assert [key for key, _ in iterate_masks(path, {"image_0001", "image_0599"})] == ["image_0001", "image_0599"]
+    assert asked == [[0, 2]]
+
+
+def test_some_images_are_joined_without_the_masks_of_others(tmp_path):
+    written = table_of(tmp_path / "masks.parquet", 20)
+    rows = [image_row(key) for key, _ in written[2:9:3]]
+    joined = list(join_masks(rows, tmp_path / "masks.parquet", are_all=False))
+    assert joined == list(zip(rows, [masks for _, masks in written[2:9:3]], strict=True))
+    with pytest.raises(PipelineError, match="is no image of the data set"):
+        list(join_masks(rows, tmp_path / "masks.parquet"))
 
 
 def test_a_row_says_which_mask_of_which_image_it_is(tmp_path):

@@ -3,72 +3,19 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from pipeline.artifacts import IMAGES, WHOLE_IMAGE, write_table
-from pipeline.data.bags import BagReader
-from pipeline.data.segmentation import write_masks
-from pipeline.data.shards import write_crops
+from pipeline.artifacts import WHOLE_IMAGE
 from pipeline.errors import PipelineError
 from pipeline.explain import Explainer, explain, explain_outputs
-from pipeline.io import read_json, sha256_of_file, write_json
+from pipeline.io import read_json, write_json
 from pipeline.model.backbone import Backbone
 from pipeline.model.blackbox import BlackBox
 from pipeline.model.encoding import encode
 from pipeline.model.files import save_model
 from pipeline.params import CompatParams, CropsParams, MasksParams
-from pipeline.runtime import Runtime
 from pipeline.training.embedding import outputs
-from tests.small_networks import HEADS_WITH_PROTOTYPES, network_of
-
-RUNTIME = Runtime(workers=1, device="cpu")
-CLASSES = ["wren", "gull", "tern"]
-KEYS = ("one", "three", "two")
-SUPERPIXEL = {"segmenter": "superpixel", "weights": "pipeline/segmenters/superpixel.py"}
-GRID = {"segmenter": "grid", "weights": "pipeline/segmenters/grid.py", "grid": {"rows": 2, "columns": 2}}
-
-
-def blobs(seed):
-    """A picture with a few blots of one colour each, which a segmenter finds."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:96, :112]
-    picture = np.full((96, 112, 3), rng.integers(60, 200, size=3), dtype=np.uint8)
-    for _ in range(4):
-        y, x, radius = rng.integers(15, 80), rng.integers(15, 95), rng.integers(8, 22)
-        picture[(rows - y) ** 2 + (columns - x) ** 2 < radius**2] = rng.integers(0, 256, size=3)
-    return picture
-
-
-class Run:
-    """A data set, its crops, and a model of them."""
-
-    def __init__(self, folder, head, masks, crops, compat=CompatParams()):
-        self.folder, self.final = folder, folder / "final"
-        rows = []
-        for label, (key, split) in enumerate(zip(KEYS, ("train", "val", "test"), strict=True)):
-            path = folder / "dataset" / f"{key}.png"
-            path.parent.mkdir(exist_ok=True)
-            Image.fromarray(blobs(label)).save(path)
-            row = {"image_key": key, "path": path.name, "sha256": sha256_of_file(path), "split": split, "parts": []}
-            rows.append(row | {"width": 112, "height": 96, "label": label, "class_name": CLASSES[label]})
-        write_table(folder / "dataset/images.parquet", rows, IMAGES, class_names=CLASSES, part_names=[])
-        store = folder / "store.sqlite"
-        write_masks(folder / "dataset", folder / "masks", store=store, params=masks, runtime=RUNTIME)
-        write_crops(
-            folder / "dataset", folder / "masks", folder / "crops", params=crops, runtime=RUNTIME, compat=compat
-        )
-        self.network = network_of(head)
-        self.reader = BagReader(folder / "crops", "train", "val", "test", views=self.network.views)
-        save_model(
-            self.final,
-            self.network,
-            class_names=CLASSES,
-            size_px=self.reader.size_px,
-            preparation=self.reader.preparation,
-        )
-
-    def picture(self, key):
-        return self.folder / "dataset" / f"{key}.png"
+from tests.explained_run import CLASSES, GRID, KEYS, RUNTIME, SUPERPIXEL, Run, blobs
+from tests.small_networks import HEADS_WITH_PROTOTYPES
 
 
 @pytest.mark.parametrize("head", HEADS_WITH_PROTOTYPES)

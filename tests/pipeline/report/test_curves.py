@@ -1,7 +1,8 @@
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.report.curves import PLOT, Series, lay_out, nice_ticks, training_charts
+from pipeline.report.charts import PLOT, Series
+from pipeline.report.curves import epoch_chart, training_charts
 from pipeline.report.inputs import PhaseReport, read_curve
 
 LOSS_TERMS = ("loss", "cross_entropy", "cluster", "separation", "diversity")
@@ -24,27 +25,8 @@ def positions(line):
     return [tuple(float(number) for number in point.split(",")) for point in line.points.split()]
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "ticks"),
-    [
-        (0.0, 100.0, [0, 20, 40, 60, 80, 100]),
-        (0.31, 0.33, [0.31, 0.315, 0.32, 0.325, 0.33]),
-        (-3.0, 4.0, [-4, -2, 0, 2, 4]),
-        (0.0, 3.0, [0, 1, 2, 3]),
-    ],
-)
-def test_ticks_are_round_and_enclose_the_values(low, high, ticks):
-    assert nice_ticks(low, high) == ticks
-
-
-@pytest.mark.parametrize("value", [0.0, 0.5, -2.0])
-def test_ticks_around_a_constant_enclose_it(value):
-    ticks = nice_ticks(value, value)
-    assert ticks[0] < value < ticks[-1]
-
-
 def test_a_line_spans_the_plot_from_its_epochs_and_values():
-    chart = lay_out("Loss", [Series("train", [(1, 0.0), (2, 5.0), (4, 10.0)])], [("warm-up", 4)])
+    chart = epoch_chart("Loss", [Series("train", [(1.0, 0.0), (2.0, 5.0), (4.0, 10.0)])], [("warm-up", 4)])
     (line,) = chart.lines
     width, height = PLOT.right - PLOT.left, PLOT.bottom - PLOT.top
     assert positions(line) == [
@@ -56,19 +38,21 @@ def test_a_line_spans_the_plot_from_its_epochs_and_values():
 
 
 def test_a_phase_starts_where_the_epochs_of_the_one_before_end():
-    chart = lay_out("Loss", [Series("train", [(epoch, float(epoch)) for epoch in range(1, 9)])], [("a", 6), ("b", 2)])
-    first, second = chart.phases
+    chart = epoch_chart(
+        "Loss", [Series("train", [(float(epoch), float(epoch)) for epoch in range(1, 9)])], [("a", 6), ("b", 2)]
+    )
+    first, second = chart.spans
     assert first.start is None
     assert second.start == pytest.approx(PLOT.left + (PLOT.right - PLOT.left) * 6 / 8)
 
 
 def test_a_single_epoch_is_shown_as_a_dot():
-    chart = lay_out("Loss", [Series("train", [(1, 2.0)])], [("joint", 1)])
+    chart = epoch_chart("Loss", [Series("train", [(1.0, 2.0)])], [("joint", 1)])
     assert chart.lines[0].dots == tuple(positions(chart.lines[0]))
 
 
 def test_the_summary_says_in_words_what_the_lines_show():
-    chart = lay_out("Loss", [Series("training images", [(1, 2.0), (2, 0.5), (3, 1.0)])], [("joint", 3)])
+    chart = epoch_chart("Loss", [Series("training images", [(1.0, 2.0), (2.0, 0.5), (3.0, 1.0)])], [("joint", 3)])
     assert chart.summary == (
         "Loss, epochs 1 to 3. training images: 2 at the first epoch, 1 at the last, lowest 0.5, highest 2."
     )
@@ -77,7 +61,7 @@ def test_the_summary_says_in_words_what_the_lines_show():
 def test_values_that_are_no_number_are_left_out(tmp_path):
     write_curve(tmp_path / "loss.tsv", [1.0, "nan", 3.0])
     assert read_curve(tmp_path / "loss.tsv") == [(1, 1.0), (3, 3.0)]
-    assert lay_out("Loss", [Series("train", [])], [("joint", 3)]) is None
+    assert epoch_chart("Loss", [Series("train", [])], [("joint", 3)]) is None
 
 
 @pytest.mark.parametrize("content", ["", "step\tother\n0\t1\n", "step\tloss\n0\tx\n", "step\tloss\n0\n"])
@@ -102,7 +86,7 @@ def test_kept_epochs_are_counted_over_the_phases(tmp_path):
     assert network.dots == (positions(network)[3],)  # the warm-up kept its start
     assert network.title == "ProtoMask"
     assert blackbox.title == "Black box"
-    assert [label.title for label in charts[0].phases] == ["warm-up", "joint"]
+    assert [label.title for label in charts[0].spans] == ["warm-up", "joint"]
     assert len(charts) == 7  # accuracy, two losses, four terms
 
 
@@ -111,7 +95,7 @@ def test_a_run_of_one_phase_without_a_black_box_has_its_charts(tmp_path):
     charts = training_charts(tmp_path, ONE_PHASE, "protomask")
     assert [line.title for line in charts[0].lines] == ["ProtoMask"]
     assert len(charts) == 6
-    assert all(len(chart.phases) == 1 and chart.phases[0].start is None for chart in charts)
+    assert all(len(chart.spans) == 1 and chart.spans[0].start is None for chart in charts)
 
 
 def test_every_term_of_the_loss_has_a_chart_also_one_without_a_title(tmp_path):

@@ -8,10 +8,14 @@ from pipeline.data.masks import encode_mask
 from pipeline.errors import PipelineError
 from pipeline.report.thumbnails import (
     BOX_RGB,
+    NUMBER_RGB,
     OUTLINE_RGB,
+    NumberedImage,
+    NumberedView,
     SourceImage,
     SourceView,
     around_place,
+    draw_numbered,
     draw_source,
     shrunk,
     with_outline_and_box,
@@ -94,3 +98,83 @@ def test_a_place_smaller_than_a_pixel_of_the_view_shows_one():
     view = np.zeros((2, 2, 3), dtype=np.uint8)
     assert around_place(view, Box(999, 999, 1000, 1000), Box(0, 0, 1000, 1000)).shape == (1, 1, 3)
     assert around_place(view, Box(0, 0, 1, 1), Box(0, 0, 1000, 1000)).shape == (1, 1, 3)
+
+
+# test images
+
+
+def two_masks():
+    left, right = np.zeros((2, 40, 60), dtype=bool)
+    left[4:36, 4:28] = True
+    right[4:36, 32:56] = True
+    return left, right
+
+
+def numbered(number, mask, box=(0, 0, 60, 40)):
+    box = Box(*box)
+    pixels = GREY[box.y0 : box.y1, box.x0 : box.x1]
+    return NumberedView(number, pixels, box, None if mask is None else encode_mask(mask))
+
+
+def near(picture, colour):
+    """Where PICTURE is about as COLOUR; JPEG moves values a little."""
+    return np.abs(picture.astype(int) - np.array(colour)).max(axis=2) < 60
+
+
+def drawn(tmp_path, *views, side_px=60):
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    return draw_numbered(NumberedImage(tmp_path / "a.png", 60, 40, views), side_px=side_px)
+
+
+def test_numbered_views_are_outlined_each_in_its_colour_and_others_are_not(tmp_path):
+    left, right = two_masks()
+    picture = drawn(tmp_path, numbered(2, left), numbered(None, right))
+    photograph = simplejpeg.decode_jpeg(picture.photograph.content)
+    assert near(photograph, NUMBER_RGB[1])[:, :30].sum() > 100
+    assert (np.abs(photograph[:, 30:].astype(int) - 128) < 20).all()
+    assert len(picture.views) == 2
+    assert len(picture.points) == 1
+
+
+def test_after_the_last_colour_comes_the_first(tmp_path):
+    left, _ = two_masks()
+    first, again = (drawn(tmp_path, numbered(number, left)) for number in (1, 1 + len(NUMBER_RGB)))
+    assert first.photograph == again.photograph
+
+
+def test_a_number_stands_inside_its_view_and_away_from_other_numbers(tmp_path):
+    left, right = two_masks()
+    first, second, third = drawn(tmp_path, numbered(1, left), numbered(2, right), numbered(3, left | right)).points
+    for (x, y), mask in ((first, left), (second, right), (third, left | right)):
+        assert mask[int(40 * y), int(60 * x)]
+    assert first[0] == pytest.approx(16 / 60, abs=0.02)  # in the middle of 24 columns
+    for other in (first, second):
+        assert abs(60 * (third[0] - other[0])) + abs(40 * (third[1] - other[1])) > 6
+
+
+def test_a_view_shows_the_outline_of_its_mask_where_it_is_in_the_view(tmp_path):
+    mask = np.zeros((40, 60), dtype=bool)
+    mask[12:28, 32:48] = True
+    (view,) = drawn(tmp_path, numbered(None, mask, box=(20, 0, 60, 40)), side_px=80).views
+    assert (view.width, view.height) == (40, 40)
+    rows, columns = np.nonzero(near(simplejpeg.decode_jpeg(view.content), OUTLINE_RGB))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (12, 27, 12, 27)
+
+
+def test_a_place_is_framed_on_the_photograph_and_bare_in_its_own_picture(tmp_path):
+    picture = drawn(tmp_path, numbered(1, None, box=(20, 10, 40, 30)))
+    rows, columns = np.nonzero(near(simplejpeg.decode_jpeg(picture.photograph.content), NUMBER_RGB[0]))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 29, 20, 39)
+    assert (np.abs(simplejpeg.decode_jpeg(picture.views[0].content).astype(int) - 128) < 5).all()
+
+
+def test_views_and_the_small_photograph_are_half_as_large(tmp_path):
+    picture = drawn(tmp_path, numbered(1, None), side_px=30)
+    sizes = [(one.width, one.height) for one in (picture.photograph, picture.small, *picture.views)]
+    assert sizes == [(30, 20), (15, 10), (15, 10)]
+
+
+def test_a_test_image_of_another_size_than_its_table_says_is_refused(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    with pytest.raises(PipelineError, match=r"a\.png: is 60x40, its table says 60x41"):
+        draw_numbered(NumberedImage(tmp_path / "a.png", 60, 41, ()), side_px=30)

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from pipeline.explain import explain_outputs
 from pipeline.model.network import BagOutput
+from pipeline.reasons import explain_outputs
 from pipeline.training.embedding import outputs
 from tests.small_networks import HEADS_WITH_PROTOTYPES, LENGTHS, encoded_of, network_of
 

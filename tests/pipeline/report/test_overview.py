@@ -1,6 +1,10 @@
+import itertools
+
 import pytest
 
-from pipeline.report.page import metrics_tables
+from pipeline.artifacts import VIEWS, write_table
+from pipeline.errors import PipelineError
+from pipeline.report.overview import ClassCounts, balance_chart, count_views, metrics_tables
 from pipeline.report.tables import RANDOMISED, Detail
 
 
@@ -98,3 +102,57 @@ def test_a_missing_value_says_why():
     (table,) = metrics_tables(found, "protomask")
     notes = [[(cell.text, cell.note) for cell in line.cells] for line in table.lines]
     assert notes == [[("–", "there is none"), ("–", "")], [("–", ""), ("50.00", "")]]
+
+
+def counts(*of_classes):
+    return [
+        ClassCounts(f"class {idx}", dict(zip(("train", "val", "test"), numbers, strict=True)))
+        for idx, numbers in enumerate(of_classes)
+    ]
+
+
+def test_the_balance_of_classes_is_a_bar_for_each_with_a_piece_for_each_split():
+    chart = balance_chart(counts((3, 1, 2), (0, 0, 4)))
+    assert [[piece.series_idx for piece in bar.pieces] for bar in chart.bars] == [[0, 1, 2], [2]]
+    assert chart.bars[0].title == "class 0: 3 training, 1 validation, 2 test"
+    assert chart.summary.startswith(
+        "Images per class: 4 in the smallest class, 5 in the median, 6 in the largest, of 2."
+    )
+    assert len(chart.legend) == 3
+
+
+@pytest.mark.parametrize("num_classes", [1, 20, 200])
+def test_numbers_below_bars_have_room(num_classes):
+    chart = balance_chart(counts(*[(1, 1, 1)] * num_classes))
+    assert len(chart.bars) == num_classes
+    places = [tick.at for tick in chart.x_ticks]
+    assert all(right - left >= 20 for left, right in itertools.pairwise(places))
+    assert chart.x_ticks[0].label == "0"
+
+
+def write_views(path, lengths, outside=1):
+    rows = []
+    for bag_idx, length in enumerate(lengths):
+        for view_idx in range(length + outside):
+            row = {"image_key": f"i{bag_idx}", "view_idx": view_idx, "split": "train", "label": 0, "mask_idx": view_idx}
+            row |= {"mask_box": [0, 0, 1, 1], "box": [0, 0, 1, 1], "area_px": 1, "shard": "a.tar"}
+            rows.append(row | {"jpeg_offset": 0, "jpeg_size": 1, "in_bag": view_idx < length})
+    write_table(path, rows, VIEWS, class_names=["a"], size_px=1, preparation=None)
+
+
+def test_views_are_counted_in_bags_only(tmp_path):
+    write_views(tmp_path / "views.parquet", [1, 4, 2, 4])
+    views = count_views(tmp_path / "views.parquet")
+    assert (views.median, views.least, views.most) == (3.0, 1, 4)
+    assert [bar.title for bar in views.chart.bars] == [
+        "1 view: 1 image",
+        "2 views: 1 image",
+        "3 views: 0 images",
+        "4 views: 2 images",
+    ]
+
+
+def test_a_table_without_views_is_refused(tmp_path):
+    write_views(tmp_path / "views.parquet", [0, 0])
+    with pytest.raises(PipelineError, match=r"views\.parquet lists no view"):
+        count_views(tmp_path / "views.parquet")

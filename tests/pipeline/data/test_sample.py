@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from pipeline.evaluation.sample import draw_evenly
+from pipeline.data.sample import draw_evenly
 
 LABELS = [0] * 10 + [1] * 3 + [4] * 6
 KEYS = [f"image-{idx:02d}" for idx in range(len(LABELS))]

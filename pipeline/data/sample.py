@@ -1,4 +1,4 @@
-"""Which test images the costly part of the evaluation looks at."""
+"""An even sample of images: every class in turn, by seed."""
 
 import hashlib
 from collections import defaultdict
