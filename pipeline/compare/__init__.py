@@ -1,0 +1,1 @@
+"""What changed between two revisions: params, metrics, classes, test images, prototypes."""
