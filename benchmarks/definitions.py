@@ -32,9 +32,9 @@ from pipeline.artifacts import WHOLE_IMAGE
 from pipeline.cli import command_line
 from pipeline.data.bags import BagReader
 from pipeline.data.masks import join_masks
+from pipeline.data.sample import draw_evenly
 from pipeline.evaluation.explanations import Explanations, Subject, select
 from pipeline.evaluation.images import TestImages
-from pipeline.data.sample import draw_evenly
 from pipeline.io import progress
 from pipeline.metrics import change
 from pipeline.metrics.change import mask_iou, relevance, similar_elements
@@ -256,11 +256,9 @@ def listed_patterns(test: TestImages, masks: Path) -> dict[str, MaskConsistency]
     Gives mask consistency as it should be (``parts``), with either fault, and with both.
     """
     found: dict[str, list[frozenset[int]]] = {"parts": [], "places": [], "last_pixel": [], "both": []}
-    num_parts, keys = len(test.part_names), set(test.reader.image_keys)
-    rows = join_masks(test.all_rows, masks / "masks.parquet")
-    for row, stored in progress(rows, what="masks", total=len(test.all_rows)):
-        if row.image_key not in keys:
-            continue
+    num_parts = len(test.part_names)
+    rows = join_masks(test.rows, masks / "masks.parquet", are_all=False)
+    for row, stored in progress(rows, what="masks", total=len(test.rows)):
         pixels = [(int(part.x), int(part.y)) for part in row.parts] + [(row.width - 1, row.height - 1)]
         covered = parts_in_masks([mask.rle for mask in stored], np.array(pixels), height=row.height, width=row.width)
         visible, last = covered[:, :-1], covered[:, -1:]

@@ -16,6 +16,7 @@ from pipeline.params import Params
 from pipeline.recorded_runs import runs_at, runs_here
 from pipeline.repeat import last_error, remaining
 from pipeline.table import app
+from tests.branches import commit, dvc, new_project, sh
 
 ROOT = Path(__file__).parents[2]
 GRAPH = {
@@ -59,17 +60,6 @@ json.dump({"protomask": {"classification": {"accuracy": accuracy, "f1": None}}},
 }
 
 
-def sh(folder, *command):
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def dvc(folder, *args):
-    return sh(folder, sys.executable, "-m", "dvc", *args)
-
-
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project with two stages and a commit, not run yet; its raw data are ignored by git and unknown to DVC."""
@@ -83,13 +73,8 @@ def project(tmp_path, monkeypatch):
     (folder / ".cache" / "store").write_text("", encoding="utf-8")
     for name, script in SCRIPTS.items():
         (folder / "code" / f"{name}.py").write_text(script, encoding="utf-8")
-    sh(folder, "git", "init", "--quiet")
-    sh(folder, "git", "config", "user.name", "Somebody")
-    sh(folder, "git", "config", "user.email", "somebody@example.org")
-    dvc(folder, "init", "--quiet")
-    dvc(folder, "config", "core.analytics", "false")
-    sh(folder, "git", "add", "--all")
-    sh(folder, "git", "commit", "--quiet", "--message", "Start")
+    new_project(folder, "main")
+    commit(folder, "Start")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("TOY_JOURNAL", str(tmp_path / "journal.txt"))
     return folder
@@ -170,8 +155,7 @@ def test_missing_seeds_are_run_once_failures_are_named_and_the_workspace_stays(p
 @pytest.mark.slow
 def test_runs_that_exist_count_and_what_changes_results_makes_them_others(project):
     dvc(project, "repro")
-    sh(project, "git", "add", "--all")
-    sh(project, "git", "commit", "--quiet", "--message", "Run")
+    commit(project, "Run")
     dvc(project, "exp", "run", "--set-param", "seed=1")
     sh(project, "git", "checkout", "--quiet", "--", ".")
     dvc(project, "checkout")
