@@ -5,11 +5,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from pipeline.errors import PipelineError
+from pipeline.io import new_file
 
 
 def start_logging() -> None:
@@ -30,6 +32,19 @@ def start_logging() -> None:
     )
     for noisy in ("PIL", "matplotlib", "fsspec", "urllib3", "lightning", "lightning.pytorch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def write_result(path: Path, content: bytes) -> None:
+    """Write what a user asked a command for to PATH, in one step.
+
+    Raises:
+        PipelineError: PATH cannot be written.
+    """
+    try:
+        with new_file(path) as work:
+            work.write_bytes(content)
+    except OSError as error:
+        raise PipelineError(f"{path} cannot be written ({error.strerror}): name another place") from None
 
 
 def command_line(main: Callable[..., None]) -> typer.Typer:

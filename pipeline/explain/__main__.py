@@ -1,5 +1,6 @@
 """The command: explain picture files as a table, as drawings and as pages."""
 
+import itertools
 import json
 import logging
 import time
@@ -12,13 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.cli import command_line
+from pipeline.cli import command_line, write_result
 from pipeline.errors import PipelineError
-from pipeline.explain import ExplainedPicture, Explainer
-from pipeline.explain.shown_picture import PHOTOGRAPH_PX, as_page, as_png, show
-from pipeline.io import new_file, progress
+from pipeline.explain import Explainer
+from pipeline.explain.shown_picture import PHOTOGRAPH_PX, ShownPicture, as_page, as_png, show
+from pipeline.io import progress
 from pipeline.report.prototype_pictures import PrototypePictures
-from pipeline.report.shown import name_of_element, rendered
 from pipeline.runtime import load_runtime
 
 _MANY = 5  # pictures; fewer need no progress bar
@@ -68,13 +68,13 @@ def main(
             _log.error("%s", error)
             failed.append(path)
             continue
-        _write(out / f"{name}.html", as_page(shown, head=explainer.network.head).encode())
-        _write(out / f"{name}.png", as_png(shown))
+        write_result(out / f"{name}.html", as_page(shown, head=explainer.network.head).encode())
+        write_result(out / f"{name}.png", as_png(shown))
         _log.info("%s: explained in %.1f s, see %s", path, time.perf_counter() - before, out / f"{name}.html")
         if as_json:
             entries.append(explained.as_json())
         else:
-            _print_table(explained)
+            _print_table(shown)
     if as_json:
         typer.echo(json.dumps(entries, indent=2, ensure_ascii=False))
     if failed:
@@ -84,48 +84,42 @@ def main(
 
 
 def _named(images: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    """Name each picture's files after it; those of the same name get a number."""
-    taken: dict[str, int] = {}
+    """Name each picture's files after it; where a name is taken, the next free number is added."""
+    taken: set[str] = set()
     named = []
     for path in images:
-        count = taken[path.stem] = taken.get(path.stem, 0) + 1
-        named.append((path, path.stem if count == 1 else f"{path.stem}-{count}"))
+        names = itertools.chain([path.stem], (f"{path.stem}-{number}" for number in itertools.count(2)))
+        name = next(name for name in names if name not in taken)
+        taken.add(name)
+        named.append((path, name))
     if len(named) < _MANY:
         yield from named
     else:
         yield from progress(named, what="pictures", total=len(named))
 
 
-def _write(path: Path, content: bytes) -> None:
-    with new_file(path) as work:
-        work.write_bytes(content)
-
-
-def _print_table(explained: ExplainedPicture) -> None:
-    predicted = explained.explanation.predicted
-    title = f"{explained.path.name}: {explained.predicted}, {100 * predicted.probability:.1f} %"
+def _print_table(shown: ShownPicture) -> None:
+    explained, score = shown.explained, shown.score
+    title = f"{explained.path.name}: {score.class_name}, {100 * score.probability:.1f} %"
     table = Table(title=escape(title), title_justify="left", title_style="bold")
     for heading in ("view", "prototype", "of"):
         table.add_column(heading)
     for heading in ("similarity", "× weight", "= adds"):
         table.add_column(heading, justify="right")
-    for reason in predicted.reasons:
-        view = explained.views[reason.view_idx]
+    for line in score.lines:
         table.add_row(
-            name_of_element(view.mask_idx, reason.place_idx),
-            str(reason.prototype_idx),
-            escape(explained.class_names[explained.prototype_labels[reason.prototype_idx]]),
-            rendered(reason.similarity),
-            rendered(reason.weight),
-            rendered(reason.contribution),
+            line.element.name,
+            str(line.prototype.prototype_idx),
+            escape(line.prototype.class_name),
+            line.similarity,
+            line.weight,
+            line.contribution,
         )
-    num_others = len(explained.prototype_labels) - len(predicted.reasons)
-    table.add_row(f"{num_others} others", "", "", "", "", rendered(predicted.rest), end_section=True)
-    table.add_row("total", "", "", "", "", rendered(predicted.total), style="bold")
-    runners_up = ", ".join(
-        f"{escape(explained.class_names[label])} {100 * probability:.1f} %"
-        for label, probability in explained.explanation.ranking[1:]
-    )
+    if score.num_others:
+        table.add_row(f"{score.num_others} others", "", "", "", "", score.rest)
+    table.add_section()
+    table.add_row("total", "", "", "", "", score.total, style="bold")
+    runners_up = ", ".join(f"{escape(line.class_name)} {100 * line.probability:.1f} %" for line in shown.ranking[1:])
     console = Console()
     console.print(table)
     console.print(f"next: {runners_up}\n", highlight=False)

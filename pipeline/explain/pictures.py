@@ -14,7 +14,7 @@ from pipeline.artifacts import WHOLE_IMAGE
 from pipeline.data.images import read_image
 from pipeline.data.masks import StoredMask, decode_mask
 from pipeline.data.preparation import Preparation, Segmentation
-from pipeline.data.views import EmptyBagError, View, as_stored, choose_masks, cut_views, shows_whole_image
+from pipeline.data.views import View, as_stored, choose_masks, cut_views, shows_whole_image
 from pipeline.errors import PipelineError
 from pipeline.model.encoding import encode
 from pipeline.model.files import load_model
@@ -190,7 +190,10 @@ class Explainer:
         if self._segmenter is None:
             views = [view for view in views if view.mask_idx == WHOLE_IMAGE]
         elif not mask_idxs and not params.whole_image and params.empty_bag != "whole_image":
-            raise EmptyBagError(path)
+            raise PipelineError(
+                f"{path}: no mask fits the limits that the model was trained with (`crops` in its model.json), and"
+                " these leave such images out"
+            )
         elif not shows_whole_image(mask_idxs, params):
             views = views[:-1]
         # as a network reads them from the shards that it is trained and evaluated on

@@ -175,8 +175,9 @@ def as_png(shown: ShownPicture) -> bytes:
         _draw_reason(canvas, shown, line, (x, top + position * (_ROW_PX + _GAP_PX // 2)))
     y = top + len(lines) * (_ROW_PX + _GAP_PX // 2)
     room = _SHEET_PX - x - _GAP_PX
-    rest = f"the other {shown.score.num_others} prototypes together: {shown.score.rest}"
-    write_line(draw, rest, (x, y), width_px=room, letters_px=_LETTERS_PX, colour=SOFT_RGB)
+    if shown.score.num_others:
+        rest = f"the other {shown.score.num_others} prototypes together: {shown.score.rest}"
+        write_line(draw, rest, (x, y), width_px=room, letters_px=_LETTERS_PX, colour=SOFT_RGB)
     total = f"total for {shown.score.class_name}: {shown.score.total}"
     write_line(draw, total, (x, y + 30), width_px=room, letters_px=_LETTERS_PX, colour=TEXT_RGB)
     if shown.missing:

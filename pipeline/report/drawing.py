@@ -1,6 +1,8 @@
 """What drawings in one piece are made of: pictures brought to a size, and lines of text that fit."""
 
+import bisect
 import functools
+import math
 from pathlib import Path
 
 import matplotlib
@@ -15,7 +17,11 @@ SOFT_RGB = (85, 96, 108)
 
 @functools.cache
 def letters(height_px: int) -> ImageFont.FreeTypeFont:
-    """Give the font of drawings: DejaVu Sans, which knows most alphabets and comes with matplotlib."""
+    """Give the font of drawings: DejaVu Sans, which comes with matplotlib.
+
+    It knows the alphabets of Europe; Chinese, Japanese and Korean letters become boxes, and writing from right to left
+    is not turned around. Pages know all of them.
+    """
     path = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
     return ImageFont.truetype(path, height_px, layout_engine=ImageFont.Layout.BASIC)
 
@@ -47,8 +53,12 @@ def shortened(text: str, width_px: int, font: ImageFont.FreeTypeFont) -> str:
     line = " ".join(text.split())
     if font.getlength(line) <= width_px:
         return line
-    for length in range(len(line) - 1, 0, -1):
-        cut = f"{line[:length].rstrip()}…"
-        if font.getlength(cut) <= width_px:
-            return cut
-    return "…"
+    # a longer beginning is never narrower, but for what kerning does
+    fits = bisect.bisect_right(
+        range(1, len(line)), width_px, key=lambda length: math.ceil(font.getlength(_cut(line, length)))
+    )
+    return _cut(line, fits) if fits else "…"
+
+
+def _cut(line: str, length: int) -> str:
+    return f"{line[:length].rstrip()}…"

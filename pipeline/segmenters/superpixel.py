@@ -16,6 +16,7 @@ method: small regions go first, large ones only when they look alike.
 
 import heapq
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.color import rgb2lab
 from skimage.segmentation import slic
 
+from pipeline.data.masks import StoredMask
 from pipeline.params import MasksParams, SuperpixelParams
 from pipeline.segmenters.interface import Picture, Segment, Segmenter
 
@@ -103,19 +105,25 @@ class SuperpixelSegmenter(Segmenter):
 
         Areas, border shares and overlaps are judged at the working size; in image pixels they differ by rounding.
         """
+        return list(self._segments(picture))
+
+    def stream(self, pictures: Iterable[Picture]) -> Iterator[list[StoredMask]]:
+        """Find the masks of many images; see :class:`Segmenter`. No more than one mask is unpacked at a time."""
+        for picture in pictures:
+            yield [segment.stored() for segment in self._segments(picture)]
+
+    def _segments(self, picture: Picture) -> Iterator[Segment]:
         params = self._params
         work = _resized(picture.image, params.image_side_px)
         leaves = _superpixels(work, params)
         tree = merge_regions(region_graph(leaves, _smooth_lab(work, params.sigma_px)), params.gradient_weight)
         kind = np.min_scalar_type(len(tree.rank))
         ranks = _nearest(tree.rank.astype(kind)[leaves], *picture.image.shape[:2])
-        segments = []
         for node in choose_nodes(tree, params):
             # first <= rank < last in one comparison: unsigned numbers below `first` wrap around to large ones
             mask = ranks - kind.type(tree.first[node]) < kind.type(tree.last[node] - tree.first[node])
             if mask.any():  # an image smaller than the working size may have no pixel where a thin node lies
-                segments.append(Segment(mask, float(tree.persistence[node])))
-        return segments
+                yield Segment(mask, float(tree.persistence[node]))
 
 
 def region_graph(leaves: Int[np.ndarray, "height width"], lab: Float32[np.ndarray, "height width 3"]) -> RegionGraph:

@@ -46,7 +46,7 @@ def test_a_table_a_page_and_a_drawing_are_made_of_each_picture(run):
     assert explained.predicted in first
     *products, rest, total = numbers_on(first)
     assert len(products) == 9  # similarity, weight and contribution of three prototypes
-    assert sum(products[2::3]) + rest == pytest.approx(total, abs=0.003)
+    assert round(sum(products[2::3]) + rest, 3) == total  # to the digit
     assert total == pytest.approx(explained.explanation.predicted.total, abs=0.001)
     picture = Image.open(BytesIO((run.folder / "out/one.png").read_bytes()))
     assert picture.width == 1200
@@ -83,22 +83,32 @@ def test_the_same_picture_gives_the_same_files(run):
 
 
 def test_pictures_of_one_name_do_not_overwrite_each_other(run):
-    other = run.folder / "other" / "one.png"
-    other.parent.mkdir()
-    shutil.copy(run.picture("two"), other)
-    assert invoke(run, run.picture("one"), other).exit_code == 0
-    pages = {name: (run.folder / f"out/{name}.html").read_text() for name in ("one", "one-2")}
-    assert pages["one"] != pages["one-2"]
+    names = ("one.png", "one-2.png", "other/one.png", "more/one.png")
+    for name, key in zip(names[1:], ("two", "three", "two"), strict=True):
+        (run.folder / "dataset" / name).parent.mkdir(exist_ok=True)
+        shutil.copy(run.picture(key), run.folder / "dataset" / name)
+    pictures = [run.folder / "dataset" / name for name in (names[0], *names[2:], names[1])]
+    assert invoke(run, *pictures).exit_code == 0
+    assert sorted(path.stem for path in (run.folder / "out").glob("*.html")) == ["one", "one-2", "one-2-2", "one-3"]
+
+
+def test_a_place_that_cannot_be_written_to_is_named(run):
+    (run.folder / "out").write_text("a file")
+    result = invoke(run, run.picture("one"))
+    assert result.exit_code == 1
+    assert "error: " in result.output
+    assert "cannot be written (File exists): name another place" in result.output
 
 
 def test_a_bad_picture_does_not_keep_the_others_from_being_explained(run):
     bad = run.folder / "bad.jpg"
     bad.write_text("no picture")
-    result = invoke(run, bad, run.picture("one"), run.folder / "gone.png")
+    result = invoke(run, bad, run.picture("one"), run.folder / "gone.png", run.folder / "dataset")
     assert result.exit_code == 1
-    assert "error: 2 of 3 pictures could not be explained" in result.output
+    assert "error: 3 of 4 pictures could not be explained" in result.output
     assert "bad.jpg: cannot be decoded" in result.output
     assert "gone.png: this image does not exist" in result.output
+    assert "dataset: cannot be read (Is a directory)" in result.output
     assert (run.folder / "out/one.html").exists()
     assert not (run.folder / "out/bad.html").exists()
 

@@ -87,7 +87,7 @@ def test_a_picture_without_views_is_explained_by_the_whole_image_or_refused(tmp_
     description = read_json(run.final / "model.json")
     description["preparation"]["crops"]["empty_bag"] = "drop"
     write_json(run.final / "model.json", description)
-    with pytest.raises(PipelineError, match=r"one\.png: no mask fits the limits"):
+    with pytest.raises(PipelineError, match=r"one\.png: no mask fits the limits that the model was trained with"):
         Explainer(run.final, runtime=RUNTIME).explain(run.picture("one"))
 
 

@@ -42,3 +42,15 @@ def test_a_line_stays_within_its_width_and_below_its_corner():
 @pytest.mark.parametrize(("height", "width", "size"), [(10, 20, (60, 30)), (400, 100, (15, 60)), (1, 999, (60, 1))])
 def test_the_longer_side_is_brought_to_its_length(height, width, size):
     assert fitted(np.zeros((height, width, 3), dtype=np.uint8), 60).size == size
+
+
+def test_a_long_text_is_cut_at_once():
+    asked = []
+
+    class Counting:
+        def getlength(self, text):
+            asked.append(text)
+            return 10.0 * len(text)
+
+    assert shortened.__wrapped__("x" * 5000, 95, Counting()) == "x" * 8 + "…"
+    assert len(asked) < 20
