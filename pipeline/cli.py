@@ -4,14 +4,14 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from pipeline.errors import PipelineError
-from pipeline.io import new_file
 
 
 def start_logging() -> None:
@@ -34,15 +34,15 @@ def start_logging() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def write_result(path: Path, content: bytes) -> None:
-    """Write what a user asked a command for to PATH, in one step.
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Name PATH, which a user asked a command for, where the block cannot write it.
 
     Raises:
-        PipelineError: PATH cannot be written.
+        PipelineError: the system refuses to write.
     """
     try:
-        with new_file(path) as work:
-            work.write_bytes(content)
+        yield
     except OSError as error:
         raise PipelineError(f"{path} cannot be written ({error.strerror}): name another place") from None
 

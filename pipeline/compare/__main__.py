@@ -4,7 +4,7 @@ from pathlib import Path
 
 from typer import Argument, Option
 
-from pipeline.cli import command_line
+from pipeline.cli import command_line, writable
 from pipeline.compare.differences import compare
 from pipeline.compare.markdown import render_markdown
 from pipeline.compare.page import render_page
@@ -12,7 +12,6 @@ from pipeline.compare.pictures import draw_pictures
 from pipeline.compare.record import as_json
 from pipeline.compare.revisions import read_revision
 from pipeline.compare.terminal import print_comparison
-from pipeline.errors import PipelineError
 from pipeline.io import new_file, write_json
 from pipeline.params import EvaluateParams
 from pipeline.recorded_runs import WORKSPACE
@@ -67,20 +66,18 @@ def main(
     else:
         print_comparison(comparison, most=most, all_metrics=all_metrics or metrics is not None)
     if markdown is not None and markdown != _STDOUT:
-        _write(Path(markdown), as_markdown)
+        _write_text(Path(markdown), as_markdown)
     if html is not None:
         pictures = draw_pictures(comparison, *sides, most=_NUM_CARDS)
-        _write(html, render_page(comparison, pictures, most=_NUM_CARDS))
+        _write_text(html, render_page(comparison, pictures, most=_NUM_CARDS))
     if json_file is not None:
-        write_json(json_file, as_json(comparison))
+        with writable(json_file):
+            write_json(json_file, as_json(comparison))
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        with new_file(path) as work:
-            work.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise PipelineError(f"{path} cannot be written ({error.strerror}): name another file") from None
+def _write_text(path: Path, text: str) -> None:
+    with writable(path), new_file(path) as work:
+        work.write_text(text, encoding="utf-8")
 
 
 app = command_line(main)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.compare.differences import Comparison, Flips, Moves
+from pipeline.compare.differences import Comparison
+from pipeline.compare.image_differences import Flips
+from pipeline.compare.prototype_differences import Moves
 from pipeline.compare.revisions import Missing, Revision, Source, read_masks
 from pipeline.data.boxes import Box
 from pipeline.errors import PipelineError
-from pipeline.io import progress
 from pipeline.report.site import Picture, embedded
-from pipeline.report.thumbnails import SourceImage, SourceView, draw_source
+from pipeline.report.thumbnails import SourceImage, SourceView, draw_source, encoded, read_photograph, shrunk
 
 _SIDE_PX = 176
 _NO_PIXELS = np.zeros((1, 1, 3), dtype=np.uint8)
@@ -50,7 +51,7 @@ def draw_pictures(comparison: Comparison, before: Revision, after: Revision, *, 
         for side, sources in zip((before, after), shown, strict=True)
     ]
     images: dict[str, Picture] = {}
-    for key in progress(flipped, what="test images", total=len(flipped), unit="picture"):
+    for key in flipped:
         picture = _draw(after, key, None, None, reasons) or _draw(before, key, None, None, {})
         if picture is not None:
             images[key] = picture
@@ -66,7 +67,7 @@ def _draw_sources(side: Revision, sources: Iterable[Source], reasons: dict[str, 
     except PipelineError as error:
         reasons[f"Without outlines: {error}"] = None
     pictures = {}
-    for source in progress(distinct, what=f"prototypes of {side.name}", total=len(distinct), unit="picture"):
+    for source in distinct:
         rle = None if source.place_idx is not None else masks.get((source.image_key, source.mask_idx))
         picture = _draw(side, source.image_key, source.box, rle, reasons)
         if picture is not None:
@@ -87,11 +88,14 @@ def _draw(
         return None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / Path(image.path).name
-        view = SourceView(_NO_PIXELS, box or Box(0, 0, image.width, image.height), rle)
         try:
             path.write_bytes(side.files.read(image.path))
-            photograph, _ = draw_source(SourceImage(path, image.width, image.height, (view,)), side_px=_SIDE_PX)[0]
+            if box is None:
+                photograph = read_photograph(path, width=image.width, height=image.height)
+                return embedded(encoded(shrunk(photograph, _SIDE_PX)))
+            view = SourceView(_NO_PIXELS, box, rle)
+            drawn, _ = draw_source(SourceImage(path, image.width, image.height, (view,)), side_px=_SIDE_PX)[0]
         except PipelineError as error:
             reasons[f"Without some pictures: {str(error).replace(str(path), image.path)}"] = None
             return None
-    return embedded(photograph)
+    return embedded(drawn)

@@ -3,7 +3,9 @@
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from pipeline.compare.differences import ClassChange, Comparison, MetricChange
+from pipeline.compare.differences import Comparison
+from pipeline.compare.image_differences import ClassChange
+from pipeline.compare.metric_differences import MetricChange
 from pipeline.compare.revisions import Missing
 from pipeline.data.boxes import Box
 from pipeline.metrics.interface import Metric

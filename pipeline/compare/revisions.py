@@ -6,7 +6,7 @@ its place holds the reason.
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -177,7 +177,9 @@ def read_revision(root: Path, name: str) -> Revision:
         made_from={**run.recipe, "seed": str(run.seed)},
         metrics=run.metrics,
         details=_or_missing(lambda: _details(_read_table(files, DETAILS_FILE, outs, METRICS_DETAIL.names))),
-        predictions=_or_missing(lambda: _predictions(_read_table(files, PER_IMAGE_FILE, outs, _PER_IMAGE_COLUMNS))),
+        predictions=_or_missing(
+            lambda: _PredictionsByRow(_read_table(files, PER_IMAGE_FILE, outs, _PER_IMAGE_COLUMNS))
+        ),
         prototypes=prototypes if isinstance(prototypes, Missing) else _prototypes(prototypes),
         images=table if isinstance(table, Missing) else _images(table),
         class_names=class_names,
@@ -240,25 +242,43 @@ def _details(table: pa.Table) -> dict[tuple[str, str, str], Detail]:
     }
 
 
-def _predictions(table: pa.Table) -> dict[str, Predictions]:
-    by_row: dict[str, list[dict[str, Any]]] = {}
-    for entry in table.to_pylist():
-        by_row.setdefault(entry["row"], []).append(entry)
-    return {row: _predictions_of(entries) for row, entries in by_row.items()}
+class _PredictionsByRow(Mapping[str, Predictions]):
+    """What rows of metrics.json are made from; a row is unpacked when it is asked for."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+        self._rows: list[str] = table["row"].unique().to_pylist()
+        self._unpacked: dict[str, Predictions] = {}
+
+    def __getitem__(self, row: str) -> Predictions:
+        if row not in self._rows:
+            raise KeyError(row)
+        if row not in self._unpacked:
+            self._unpacked[row] = _predictions(self._table.filter(pa.compute.field("row") == row))
+        return self._unpacked[row]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
-def _predictions_of(entries: list[dict[str, Any]]) -> Predictions:
-    keys = sorted({key for entry in entries for key, _ in entry["values"]})
-    values = {key: np.full(len(entries), np.nan) for key in keys}
-    for idx, entry in enumerate(entries):
-        for key, value in entry["values"]:
-            values[key][idx] = value
+def _predictions(table: pa.Table) -> Predictions:
+    """Unpack the images of one row."""
+    entries = table["values"].combine_chunks()
+    offsets = entries.offsets.to_numpy()
+    images = np.repeat(np.arange(len(entries)), np.diff(offsets))
+    kept = slice(offsets[0], offsets[-1])
+    names = entries.keys[kept].dictionary_encode()
+    by_key = np.full((len(names.dictionary), len(entries)), np.nan)
+    by_key[names.indices.to_numpy(), images] = entries.items[kept].to_numpy(zero_copy_only=False)
     return Predictions(
-        image_keys=tuple(entry["image_key"] for entry in entries),
-        labels=np.array([entry["label"] for entry in entries], dtype=np.int64),
-        predicted=np.array([entry["predicted"] for entry in entries], dtype=np.int64),
-        confidence=np.array([entry["confidence"] for entry in entries], dtype=np.float64),
-        values=values,
+        image_keys=tuple(table["image_key"].to_pylist()),
+        labels=table["label"].to_numpy().astype(np.int64),
+        predicted=table["predicted"].to_numpy().astype(np.int64),
+        confidence=table["confidence"].to_numpy().astype(np.float64),
+        values=dict(zip(names.dictionary.to_pylist(), by_key, strict=True)),
     )
 
 

@@ -3,19 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.compare.differences import (
-    ClassChange,
-    Comparison,
-    Flip,
-    Flips,
-    ImageSets,
-    MadeFrom,
-    MetricChange,
-    Move,
-    Moves,
-    Name,
-    RowChange,
-)
+from pipeline.compare.differences import Comparison, MadeFrom, Name, RowChange
+from pipeline.compare.image_differences import ClassChange, Flip, Flips, ImageSets
+from pipeline.compare.metric_differences import MetricChange
+from pipeline.compare.prototype_differences import Move, Moves
 from pipeline.compare.revisions import Missing, Source
 from pipeline.metrics.interface import Metric
 from pipeline.metrics.uncertainty import LEVEL, Interval
@@ -277,7 +268,8 @@ def _may_differ(interval: Interval | None) -> bool:
 def _by_chance(num: int, found: int, what: str) -> str:
     expected = (1 - LEVEL) * num
     return (
-        f"0 lies outside {found} of {num} intervals of {what}; by chance alone it would outside about {expected:.1f}."
+        f"0 lies outside {found} of {num} intervals of {what}; by chance alone it would lie outside about "
+        f"{expected:.1f} of them."
     )
 
 

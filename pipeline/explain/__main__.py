@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.cli import command_line, write_result
+from pipeline.cli import command_line, writable
 from pipeline.errors import PipelineError
 from pipeline.explain import Explainer
 from pipeline.explain.shown_picture import PHOTOGRAPH_PX, ShownPicture, as_page, as_png, show
-from pipeline.io import progress
+from pipeline.io import new_file, progress
 from pipeline.report.prototype_pictures import PrototypePictures
 from pipeline.runtime import load_runtime
 
@@ -68,8 +68,8 @@ def main(
             _log.error("%s", error)
             failed.append(path)
             continue
-        write_result(out / f"{name}.html", as_page(shown, head=explainer.network.head).encode())
-        write_result(out / f"{name}.png", as_png(shown))
+        _write(out / f"{name}.html", as_page(shown, head=explainer.network.head).encode())
+        _write(out / f"{name}.png", as_png(shown))
         _log.info("%s: explained in %.1f s, see %s", path, time.perf_counter() - before, out / f"{name}.html")
         if as_json:
             entries.append(explained.as_json())
@@ -96,6 +96,11 @@ def _named(images: Sequence[Path]) -> Iterator[tuple[Path, str]]:
         yield from named
     else:
         yield from progress(named, what="pictures", total=len(named))
+
+
+def _write(path: Path, content: bytes) -> None:
+    with writable(path), new_file(path) as work:
+        work.write_bytes(content)
 
 
 def _print_table(shown: ShownPicture) -> None:

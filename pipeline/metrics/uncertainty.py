@@ -3,7 +3,7 @@
 Images are resampled with replacement; what varies is the choice of test images, not the training.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,9 +76,25 @@ class Bootstrap:
 
         What varies together, such as images that are hard for both, cancels: the paired bootstrap.
         """
+        (found,) = self.differences([(before, after)])
+        return found
+
+    def differences(self, pairs: Sequence[tuple[Statistic, Statistic]]) -> list[Difference | None]:
+        """Compare several pairs as :meth:`difference` does, on draws that are made once for all of them.
+
+        Args:
+            pairs: the statistic before and the one after.
+        """
+        drawn: list[list[Values]] = [[] for _ in pairs]
         with np.errstate(invalid="ignore"):  # of two infinite values
-            interval = _interval(self._values(after) - self._values(before))
-            value = after.value(self.num_images) - before.value(self.num_images)
+            for weights in self._weights():
+                for values, (before, after) in zip(drawn, pairs, strict=True):
+                    values.append(after(weights) - before(weights))
+            return [self._compared(np.concatenate(values), *pair) for values, pair in zip(drawn, pairs, strict=True)]
+
+    def _compared(self, drawn: Values, before: Statistic, after: Statistic) -> Difference | None:
+        interval = _interval(drawn)
+        value = after.value(self.num_images) - before.value(self.num_images)
         return Difference(value, interval) if interval is not None and _holds(interval, value) else None
 
     def _values(self, statistic: Statistic) -> Values:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
@@ -157,10 +158,11 @@ def write_mistakes_sheet(path: Path, images: ImagesTable, per_image: Path, head:
     Raises:
         PipelineError: the table or an image is missing or damaged, or the table has no row of HEAD.
     """
-    rows = [row for row in read_table(per_image, PER_IMAGE).to_pylist() if row["row"] == head]
-    if not rows:
+    table = read_table(per_image, PER_IMAGE)
+    table = table.filter(pc.equal(table["row"], head)).select(["image_key", "label", "predicted", "confidence"])
+    if not table.num_rows:
         raise PipelineError(f"{per_image} has no row `{head}`: run `dvc repro evaluate`")
-    wrong = [row for row in rows if row["predicted"] != row["label"]]
+    wrong = table.filter(pc.not_equal(table["predicted"], table["label"])).to_pylist()
     wrong.sort(key=lambda row: (-row["confidence"], row["image_key"]))
     by_key = {row.image_key: row for row in images.rows}
     columns = 6
@@ -175,7 +177,7 @@ def write_mistakes_sheet(path: Path, images: ImagesTable, per_image: Path, head:
             "true class",
         )
         tiles.append(Tile((shrunk(read_image(image.path), side_px),), lines))
-    title = f"Most confident mistakes: {len(tiles)} of {len(wrong)}, among {len(rows)} test images"
+    title = f"Most confident mistakes: {len(tiles)} of {len(wrong)}, among {table.num_rows} test images"
     write_sheet(path, title, tiles, columns=columns, instead="The network made no mistake.")
 
 

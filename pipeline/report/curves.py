@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pipeline.data.datasets.interface import Split
+from pipeline.params import Params
 from pipeline.report.charts import LineChart, Series, line_chart, nice_ticks
 from pipeline.report.inputs import (
     NetworkDescription,
@@ -14,10 +16,10 @@ from pipeline.report.inputs import (
     read_train_summary,
 )
 from pipeline.report.site import Site
+from pipeline.report.splits import images_of, kept_epochs, part_of_test_images
 from pipeline.report.tables import BLACKBOX, HEAD_TITLES
 
 PHASE_TITLES = {"warmup": "warm-up", "joint": "joint"}
-_SPLIT_TITLES = {"train": "training images", "val": "validation images"}
 _TERM_TITLES = {
     "cross_entropy": "Cross entropy ↓",
     "classification": "Classification ↓: cross entropy",
@@ -70,13 +72,14 @@ def heads_by_role(head: str, summary: TrainSummary) -> dict[str, str]:
     return {role: kind for role, kind in {"network": head, BLACKBOX: BLACKBOX}.items() if role in summary}
 
 
-def add_training_page(site: Site, results: Path, network: NetworkDescription) -> None:
+def add_training_page(site: Site, results: Path, network: NetworkDescription, params: Params) -> None:
     """Write ``training.html``.
 
     Args:
         site: the report.
         results: what the stages from train to finetune reported.
         network: the one that was trained.
+        params: of the run.
 
     Raises:
         PipelineError: a file is missing or damaged.
@@ -87,6 +90,9 @@ def add_training_page(site: Site, results: Path, network: NetworkDescription) ->
         "training.html.j2",
         network=network,
         in_sentence=in_sentence(network.head),
+        kept_epochs=kept_epochs(params),
+        part_of_test_images=part_of_test_images(params),
+        validates_on_test=params.compat.validate_on_test,
         charts=training_charts(results / "train", summary, network.head),
         phases=[
             {"network": HEAD_TITLES[kind], "phase": phase_title, "report": summary[role][phase]}
@@ -110,6 +116,7 @@ def training_charts(folder: Path, summary: TrainSummary, head: str) -> list[Line
     Raises:
         PipelineError: a curve is missing or damaged.
     """
+    followed: tuple[Split, ...] = ("train", "val")
     heads = heads_by_role(head, summary)
     phases = _phases(summary["network"])
     accuracy = [
@@ -122,10 +129,10 @@ def training_charts(folder: Path, summary: TrainSummary, head: str) -> list[Line
     ]
     charts = [epoch_chart("Validation accuracy, %", accuracy, phases)]
     for role, kind in heads.items():
-        both = [Series(title, _read(folder, role, f"{split}/loss")) for split, title in _SPLIT_TITLES.items()]
+        both = [Series(images_of(split), _read(folder, role, f"{split}/loss")) for split in followed]
         charts.append(epoch_chart(f"Loss of {in_sentence(kind)}", both, _phases(summary[role])))
     for term in _terms(folder):
-        series = Series("training images", _read(folder, "network", f"train/{term}"))
+        series = Series(images_of("train"), _read(folder, "network", f"train/{term}"))
         charts.append(epoch_chart(_TERM_TITLES.get(term, term), [series], phases))
     return [chart for chart in charts if chart is not None]
 

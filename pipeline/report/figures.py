@@ -106,7 +106,7 @@ class Plane:
 
 
 def add_metrics_page(
-    site: Site, *, plots: Path, details: Sequence[Detail], class_names: Sequence[str], head: str
+    site: Site, *, plots: Path, details: Sequence[Detail], class_names: Sequence[str], head: str, top: int
 ) -> None:
     """Write ``metrics.html``.
 
@@ -116,6 +116,7 @@ def add_metrics_page(
         details: all numbers of the metrics table.
         class_names: in label order.
         head: of the network; a black box has no plots of prototypes.
+        top: how many of the most similar prototypes of an image are counted.
 
     Raises:
         PipelineError: a plot is missing, damaged or of another data set.
@@ -128,11 +129,11 @@ def add_metrics_page(
         confusion=confusion(plots / "confusion.csv", class_names),
         reliability=reliability_chart(plots / "reliability.csv", details),
         roc=roc_chart(plots / "roc.csv", details),
-        usage=usage_chart(plots / "usage.csv") if has_prototypes else None,
+        usage=usage_chart(plots / "usage.csv", top=top) if has_prototypes else None,
         deletion=deletion_chart(deletion) if has_prototypes and deletion.exists() else None,
         planes=[
             plane(plots / "projection.csv", "Prototypes, and views of test images that are like them", class_names),
-            plane(plots / "top_projection.csv", "Test images, by the prototypes that explain them", class_names),
+            plane(plots / "top_projection.csv", "Test images, by the prototypes most similar to them", class_names),
         ]
         if has_prototypes
         else [],
@@ -245,8 +246,12 @@ def roc_chart(path: Path, details: Sequence[Detail]) -> LineChart:
     )
 
 
-def usage_chart(path: Path) -> BarChart:
-    """Lay out how many prototypes explain how many test images.
+def usage_chart(path: Path, *, top: int) -> BarChart:
+    """Lay out how many prototypes are among the most similar ones of how many test images.
+
+    Args:
+        path: ``usage.csv``.
+        top: how many of the most similar prototypes of an image are counted.
 
     Raises:
         PipelineError: PATH is missing or damaged.
@@ -254,12 +259,14 @@ def usage_chart(path: Path) -> BarChart:
     frame = read_plot(path, numbers=("images",))
     counts = sorted(frame["images"].astype(int), reverse=True)
     bars, labels = histogram(counts, what="prototype", of="test image")
+    top = min(top, len(counts))
     half = int(np.searchsorted(np.cumsum(counts), sum(counts) / 2)) + 1
     return bar_chart(
-        "Test images that a prototype explains",
+        f"Test images with a prototype in their top {top}",
         bars,
-        summary=f"Unused: {counts.count(0)} of {len(counts)} prototypes. The most used one is among the top ones of "
-        f"{counts[0]} test images; half of all explanations rest on the {half} most used.",
+        summary=f"Unused (never in the top {top} of a test image): {counts.count(0)} of {len(counts)} prototypes. The "
+        f"most used one is in the top {top} of {counts[0]} of {sum(counts) // top} test images; half of all these "
+        f"places go to the {half} most used.",
         x_title="test images, from",
         y_title="prototypes",
         labels=labels,

@@ -21,8 +21,8 @@ from pipeline.report.prototype_pictures import source_view
 from pipeline.report.shown import Element, ShownPrototype, name_of_element
 from pipeline.report.site import PICTURES, Picture, Site
 from pipeline.report.tables import BLACKBOX
-from pipeline.report.test_outputs import TestOutputs
-from pipeline.report.test_pictures import MANY_IMAGES, NUM_NEAREST, TestPictures
+from pipeline.report.test_outputs import NUM_NEAREST, TestOutputs
+from pipeline.report.test_pictures import MANY_IMAGES, TestPictures
 from pipeline.report.thumbnails import BOX_RGB, OUTLINE_RGB, SourceImage, draw_source
 from pipeline.runtime import Runtime
 
@@ -31,7 +31,7 @@ _DECIMALS = 6  # of numbers in the data of a page
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """In how many test images' explanations a prototype occurs: all of them, and those of its class."""
+    """Of how many test images a prototype is among the most similar ones: all images, and those of its class."""
 
     num_images: int = 0
     num_own_class: int = 0
@@ -101,6 +101,8 @@ class Card:
         label: its class; of a shared prototype, the one whose score it moves most.
         weight: of its similarity in the score of that class.
         usage: over test images.
+        num_reasons: test images that have it among the reasons for their predicted class: those of the largest
+            contributions, which are not always the most similar ones.
         same_view_as: other prototypes with the same source.
         source: None where no training view could be one.
         nearest: from as many test images, the nearest first.
@@ -114,6 +116,7 @@ class Card:
     same_view_as: tuple[int, ...]
     source: Source | None
     nearest: tuple[NearView, ...] = ()
+    num_reasons: int = 0
 
     @property
     def shown(self) -> ShownPrototype:
@@ -126,10 +129,10 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class PrototypeUsage:
-    """How the prototypes occur in the explanations of the test images.
+    """How often prototypes are among the most similar ones of a test image.
 
     Attributes:
-        top: how many prototypes explain an image.
+        top: how many of the most similar prototypes of an image are counted.
         num_images: test images.
         of_prototype: by prototype_idx; those that never occur are absent.
     """
@@ -145,7 +148,7 @@ def count_usage(test: TestOutputs, prototype_labels: Sequence[int], *, top: int)
     Args:
         test: of a network with prototypes.
         prototype_labels: the class of each prototype.
-        top: how many explain an image.
+        top: how many of the most similar prototypes of an image are counted.
     """
     images: Counter[int] = Counter()
     own: Counter[int] = Counter()
@@ -156,6 +159,17 @@ def count_usage(test: TestOutputs, prototype_labels: Sequence[int], *, top: int)
         top=min(top, len(prototype_labels)),
         num_images=len(test.reader),
         of_prototype={idx: Usage(images[idx], own[idx]) for idx in sorted(images)},
+    )
+
+
+def count_reasons(pictures: Sequence[TestPictures]) -> Counter[int]:
+    """Count, by prototype_idx, the test images that have the prototype among the reasons for their predicted class."""
+    explanations = (shown.explanation for shown in pictures)
+    return Counter(
+        reason.prototype_idx
+        for explanation in explanations
+        if explanation is not None
+        for reason in explanation.predicted.reasons
     )
 
 
@@ -238,7 +252,7 @@ def add_prototypes_page(
         images: the data set.
         crops: folder with shards.
         splits: those that the network was trained on.
-        top: how many prototypes explain an image.
+        top: how many of the most similar prototypes of an image are counted.
         thumbnail_px: longer side of the pictures.
         runtime: workers.
 
@@ -260,7 +274,11 @@ def add_prototypes_page(
     if rows:
         usage = count_usage(test, [row["label"] for row in rows], top=top)
         nearest = _nearest(test, pictures, [row["label"] for row in rows])
-        cards = [replace(card, nearest=near) for card, near in zip(make_cards(usage, rows), nearest, strict=True)]
+        of_reasons = count_reasons(pictures)
+        cards = [
+            replace(card, nearest=near, num_reasons=of_reasons[card.prototype_idx])
+            for card, near in zip(make_cards(usage, rows), nearest, strict=True)
+        ]
         cards = draw_cards(
             cards,
             site,
@@ -311,6 +329,7 @@ def _item(card: Card) -> dict[str, Any]:
         "distance": source and round(source.distance, _DECIMALS),
         "usage": card.usage.num_images,
         "own": card.usage.num_own_class,
+        "reasons": card.num_reasons,
         "key": source and source.image_key,
         "part": source and source.name,
         "photograph": source and in_data(source.photograph),
@@ -346,7 +365,7 @@ def _nearest(
             )
             for bag_idx in nearest
         )
-        for prototype_idx, nearest in enumerate(test.nearest_images(NUM_NEAREST))
+        for prototype_idx, nearest in enumerate(test.nearest_images)
     ]
 
 

@@ -15,12 +15,10 @@ from pipeline.artifacts import WHOLE_IMAGE
 from pipeline.data.bags import BagReader
 from pipeline.data.boxes import Box
 from pipeline.data.catalogue import ImageRow
-from pipeline.data.images import read_image
 from pipeline.data.masks import StoredMask, decode_mask, iterate_masks
 from pipeline.errors import PipelineError
-from pipeline.report.thumbnails import _inside as inside
-from pipeline.report.thumbnails import _shrunk_mask as shrunk_mask
-from pipeline.report.thumbnails import draw_rim, shrunk
+from pipeline.report.splits import SPLIT_TITLES
+from pipeline.report.thumbnails import draw_rim, inside, read_photograph, shrunk, shrunk_mask
 
 COLOURS_RGB = (
     (230, 159, 0),
@@ -32,7 +30,6 @@ COLOURS_RGB = (
     (204, 121, 167),
 )
 """Okabe and Ito's colours, which most colour-blind people tell apart (https://jfly.uni-koeln.de/color/)."""
-SPLITS = ("train", "val", "test")
 NOT_COVERED = -1
 
 _OPACITY = 0.55  # of a mask's colour
@@ -106,7 +103,7 @@ def masked_images(rows: Sequence[ImageRow], *, masks: Path, crops: Path) -> Iter
     """
     wanted = {row.image_key for row in rows}
     stored = {key: tuple(found) for key, found in iterate_masks(masks, wanted)}
-    reader = BagReader(crops, *SPLITS)
+    reader = BagReader(crops, *SPLIT_TITLES)
     position = {image_key: bag_idx for bag_idx, image_key in enumerate(reader.image_keys)}
     for row in rows:
         found = stored.get(row.image_key, ())
@@ -136,13 +133,8 @@ def draw_masks(image: MaskedImage, *, side_px: int, view_px: int) -> MaskPicture
     Raises:
         PipelineError: the photograph is missing, damaged or of another size than its table or its masks say.
     """
-    photograph = read_image(image.row.path)
-    height, width = photograph.shape[:2]
-    if (height, width) != (image.row.height, image.row.width):
-        raise PipelineError(
-            f"{image.row.path}: is {width}x{height}, its table says {image.row.width}x{image.row.height}: "
-            "run `dvc checkout` or `dvc repro dataset`"
-        )
+    height, width = image.row.height, image.row.width
+    photograph = read_photograph(image.row.path, width=width, height=height)
     try:
         smallest = smallest_masks(image.masks, height=height, width=width)
         outlines = {
@@ -198,8 +190,8 @@ def _coloured(
     colours = np.array(COLOURS_RGB, dtype=np.float64)
     mixed = np.repeat(_DIMMED * picture.mean(axis=2, keepdims=True), 3, axis=2)
     for label, colour in colours_of(labels).items():
-        inside = labels == label
-        mixed[inside] = _OPACITY * colours[colour] + (1 - _OPACITY) * picture[inside]
+        region = labels == label
+        mixed[region] = _OPACITY * colours[colour] + (1 - _OPACITY) * picture[region]
     line = np.zeros(labels.shape, dtype=bool)
     line[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     line[1:] |= labels[1:] != labels[:-1]

@@ -7,13 +7,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from pipeline.data.catalogue import ImageRow, ImagesTable
 from pipeline.data.sample import draw_evenly
 from pipeline.engine import map_in_order
 from pipeline.io import progress
 from pipeline.report.mask_pictures import (
     COLOURS_RGB,
-    SPLITS,
     MaskedImage,
     MaskPictures,
     colour_of_number,
@@ -30,12 +32,13 @@ from pipeline.report.mask_reports import (
     checked_masks_report,
 )
 from pipeline.report.site import Picture, Site
+from pipeline.report.splits import SPLIT_TITLES, images_of
 from pipeline.report.tables import ABSENT
 from pipeline.report.thumbnails import encoded
+from pipeline.report.view_cover import ViewCover
 from pipeline.runtime import Runtime
 
 PAGE = "masks.html"
-SPLIT_TITLES = {"train": "Training images", "val": "Validation images", "test": "Test images"}
 
 _MANY_IMAGES = 100  # drawing fewer takes less time than starting worker processes
 _DROPPED = {
@@ -133,6 +136,8 @@ def add_masks_page(
     crops: Path,
     masks_report: Mapping[str, Any],
     crops_report: Mapping[str, Any],
+    cover: ViewCover,
+    background: str,
     num_images: int,
     thumbnail_px: int,
     seed: int,
@@ -147,6 +152,8 @@ def add_masks_page(
         crops: folder with shards.
         masks_report: the content of ``masks.json``.
         crops_report: the content of ``crops.json``.
+        cover: how much of the images the views show.
+        background: as in ``crops.background``: what a view shows around its mask.
         num_images: how many images are shown; fewer where there are fewer.
         thumbnail_px: longer side of the photographs; views are half as large.
         seed: of the draw of images.
@@ -165,7 +172,7 @@ def add_masks_page(
         runtime=runtime,
         workers=None if len(rows) >= _MANY_IMAGES else 1,
     )
-    sheets: dict[str, list[Sheet]] = {split: [] for split in SPLITS}
+    sheets: dict[str, list[Sheet]] = {split: [] for split in SPLIT_TITLES}
     for image, pictures in progress(drawn, what="masks page", total=len(rows)):
         sheets[image.row.split].append(_sheet(site, image, pictures))
     site.add_asset("sheets.css")
@@ -173,12 +180,14 @@ def add_masks_page(
     site.add_page(
         PAGE,
         "masks.html.j2",
-        sheets={SPLIT_TITLES[split]: found for split, found in sheets.items() if found},
+        sheets={images_of(split).capitalize(): sheets[split] for split in SPLIT_TITLES if sheets[split]},
         num_shown=len(rows),
         num_all=len(images.rows),
         colours=[_css(colour) for colour in COLOURS_RGB],
         report=report,
-        strips=strips(quality.all),
+        strips=strips(quality.all, cover),
+        cover=cover,
+        shows_surroundings=background == "original",
         area=area_bars(quality.all.area_histogram),
         columns=columns,
         figures=figures,
@@ -200,9 +209,11 @@ def choose_images(images: ImagesTable, num: int, *, seed: int) -> list[ImageRow]
     Returns:
         By split, then label, then key.
     """
-    of_split = {split: [row for row in images.rows if row.split == split] for split in SPLITS}
-    smallest_first = sorted((split for split in SPLITS if of_split[split]), key=lambda split: len(of_split[split]))
-    chosen: dict[str, list[ImageRow]] = {split: [] for split in SPLITS}
+    of_split = {split: [row for row in images.rows if row.split == split] for split in SPLIT_TITLES}
+    smallest_first = sorted(
+        (split for split in SPLIT_TITLES if of_split[split]), key=lambda split: len(of_split[split])
+    )
+    chosen: dict[str, list[ImageRow]] = {split: [] for split in SPLIT_TITLES}
     left = num
     for position, split in enumerate(smallest_first):
         rows = of_split[split]
@@ -210,7 +221,7 @@ def choose_images(images: ImagesTable, num: int, *, seed: int) -> list[ImageRow]
         drawn = draw_evenly([row.image_key for row in rows], [row.label for row in rows], share, seed=seed)
         chosen[split] = sorted((rows[idx] for idx in drawn), key=lambda row: (row.label, row.image_key))
         left -= share
-    return [row for split in SPLITS for row in chosen[split]]
+    return [row for split in SPLIT_TITLES for row in chosen[split]]
 
 
 def _with_pictures(image: MaskedImage, *, side_px: int, view_px: int) -> tuple[MaskedImage, MaskPictures]:
@@ -269,15 +280,22 @@ def _bars(lines: Iterable[tuple[str, str, int]]) -> list[Bar]:
     return [Bar(title, note, num, num / total, num / longest) for title, note, num in found]
 
 
-def strips(quality: Quality) -> list[Strip]:
+def strips(quality: Quality, cover: ViewCover) -> list[Strip]:
     """Lay out the distributions over images, or over masks."""
+    too = f" {cover.of_whole_images[0].upper()}{cover.of_whole_images[1:]}." if cover.num_whole else ""
     measured = (
         ("Masks per image", "How many masks the segmenter finds in an image.", quality.masks_per_image, False),
         (
-            "Covered share",
-            "How much of an image lies in at least one mask. What lies in none can never be part of an explanation, "
-            "unless the whole image is a view, too.",
+            "Share in a mask",
+            "How much of an image lies in at least one of all its masks, of which some become views.",
             quality.covered_frac,
+            True,
+        ),
+        (
+            "Share in the box of a view",
+            "How much of an image lies in the box of at least one of its views, the whole image left aside. What no "
+            f"view shows cannot be a reason.{too}",
+            _spread(cover.fracs),
             True,
         ),
         ("Area of a mask", "As share of its image.", quality.area_frac, True),
@@ -300,6 +318,11 @@ def strips(quality: Quality) -> list[Strip]:
         for title, explanation, spread, is_share in measured
         if spread is not None
     ]
+
+
+def _spread(values: Float[np.ndarray, " image"]) -> Spread:
+    low, q05, q25, middle, q75, q95, high = np.quantile(values, (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)).tolist()
+    return Spread(min=low, q05=q05, q25=q25, median=middle, q75=q75, q95=q95, max=high, mean=float(values.mean()))
 
 
 def _strip(title: str, explanation: str, spread: Spread, is_share: bool) -> Strip:
@@ -326,7 +349,9 @@ def figure_lines(quality: QualityOfSplits) -> tuple[list[str], list[FigureLine]]
     """
     of_split = {"val": quality.val, "train": quality.train, "test": quality.test}
     columns = {"All images": quality.all}
-    columns |= {SPLIT_TITLES[split]: found for split in SPLITS if (found := of_split[split]) is not None}
+    columns |= {
+        images_of(split).capitalize(): found for split in SPLIT_TITLES if (found := of_split[split]) is not None
+    }
     groups = list(columns.values())
     limits = list(dict.fromkeys(limit for one in groups if one.object_iou for limit in one.object_iou.share_at_least))
 

@@ -15,6 +15,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.data.catalogue import ImagesTable
+from pipeline.data.datasets.interface import Split
 from pipeline.download import DATA_SETS
 from pipeline.io import new_file
 from pipeline.metrics.registry import METRICS, metric
@@ -22,7 +23,9 @@ from pipeline.metrics.uncertainty import LEVEL
 from pipeline.params import MasksParams, Params
 from pipeline.report.inputs import NetworkDescription, ProjectionReport
 from pipeline.report.mask_reports import CropsReport, MasksReport, checked_crops_report, checked_masks_report
+from pipeline.report.price import PRICED, Price
 from pipeline.report.provenance import Provenance
+from pipeline.report.splits import SPLIT_TITLES, images_of, kept_epochs, part_of_test_images
 from pipeline.report.tables import (
     ABSENT,
     BLACKBOX,
@@ -35,6 +38,7 @@ from pipeline.report.tables import (
     render_detail,
     render_value,
 )
+from pipeline.report.view_cover import ViewCover
 from pipeline.weights import CHECKPOINTS, checkpoint_with
 
 MAIN_METRICS = {
@@ -50,12 +54,10 @@ MAIN_METRICS = {
 """The number of each family of explainability metrics that stands for it on the card."""
 
 _CLASSIFICATION = "classification"
-_PRICED = "balanced_accuracy"
 _HUB_METRICS = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "roc_auc")
 _MANY_CLASSES = 60  # more are not listed
 _FEW_CLASSES = 20
 _FEW_IMAGES = 30  # of a class
-_SPLIT_TITLES = {"train": "training", "val": "validation", "test": "test"}
 
 _LEADS = {
     "protomask": "It names the class of an image by comparing the image's views, cut around segmentation masks, with "
@@ -156,6 +158,8 @@ def write_model_card(
     params: Params,
     masks_report: Mapping[str, Any],
     crops_report: Mapping[str, Any],
+    cover: ViewCover,
+    price: Price | None,
     projection: ProjectionReport,
     provenance: Provenance,
 ) -> None:
@@ -169,6 +173,8 @@ def write_model_card(
         params: of the run.
         masks_report: the content of ``masks.json``.
         crops_report: the content of ``crops.json``.
+        cover: how much of the images the views show.
+        price: what the network costs against the black box; None without one beside it.
         projection: what became of the prototypes.
         provenance: where the numbers come from.
 
@@ -179,7 +185,6 @@ def write_model_card(
     title = HEAD_TITLES[network.head]
     data = _DATA[params.dataset.name]
     by_row = {row: _of_row(details, row) for row in (network.head, BLACKBOX)}
-    revision = provenance.revision
     card = (
         _environment()
         .get_template("model_card.md.j2")
@@ -198,7 +203,8 @@ def write_model_card(
             num_test=max((detail.num_images for detail in by_row[network.head].values()), default=0),
             level=f"{100 * LEVEL:g}",
             classification_table=_classification(by_row, network.head),
-            price=_price(by_row, network.head),
+            part_of_test_images=part_of_test_images(params),
+            price=None if price is None else _price(price, by_row, network.head),
             explanation_table=_explanations(by_row[network.head], network.head),
             is_insensitive=any(
                 detail.insensitive_to and detail.value is not None and _is_shown(detail)
@@ -207,10 +213,9 @@ def write_model_card(
             ),
             insensitive=INSENSITIVE,
             checks=", or ".join(RANDOMISED.values()),
-            limits=list(_limits(images, by_row[network.head], params, masks, network.head)),
+            limits=list(_limits(images, by_row[network.head], params, masks, cover, network.head)),
             licences=list(_licences(params, data)),
-            revision=None if revision is None else revision.commit,
-            is_changed=revision is not None and revision.is_changed,
+            revision=provenance.revision,
             versions=", ".join(
                 f"{name} {version}" for name, version in provenance.versions.items() if version is not None
             ),
@@ -312,14 +317,15 @@ def _network_lines(network: NetworkDescription, params: Params, projection: Proj
     if projection.prune is not None:
         yield f"Pruned: {projection.prune.num_pruned}; {projection.prune.num_kept} stay."
     yield (
-        "A reason reads: this looks like that, with the picture of the prototype beside the part of the image. How "
-        "often each prototype is used, and which are the same, is said beside its picture."
+        "A reason reads: this looks like that, with the picture of the prototype beside the part of the image. Beside "
+        f"its picture, a prototype says how many test images have it among their {params.evaluate.top_prototypes} most "
+        "similar ones, for how many predictions it is a reason, and which prototypes are the same."
     )
 
 
 def _split_table(images: ImagesTable) -> str:
     rows = []
-    for split, title in _SPLIT_TITLES.items():
+    for split, title in SPLIT_TITLES.items():
         labels = Counter(row.label for row in images.rows if row.split == split)
         per_class = [labels[label] for label in range(len(images.class_names))]
         spread = _from_to(min(per_class), max(per_class)) if labels else ABSENT
@@ -345,7 +351,7 @@ def _view_lines(params: Params, masks: MasksReport, crops: CropsReport, head: st
     settings = params.crops
     yield f"Masks: {_SEGMENTERS[params.masks.segmenter]}; {code(_weights_name(params.masks))}."
     covered = masks.quality.all.covered_frac
-    median = f", which cover {100 * covered.median:.1f} % of an image in the median" if covered else ""
+    median = f"; all masks of an image cover {100 * covered.median:.1f} % of it in the median" if covered else ""
     yield f"They are {masks.num_masks:,} in {masks.quality.all.num_images:,} images{median}."
     if crops.num_in != crops.num_out:
         yield f"{crops.num_in - crops.num_out:,} images without a mask to choose were left out."
@@ -378,8 +384,7 @@ def _training_lines(params: Params, head: str) -> Iterator[str]:
         (0 if head == BLACKBOX else params.finetune.epochs, "of the last layer alone"),
     )
     epochs = ", then ".join(f"{num} epochs {how}" for num, how in phases if num) or "no epoch"
-    kept = "the last epoch" if params.compat.last_epoch else "the epoch that was best on validation images"
-    yield f"Phases: {epochs}. Each phase hands on {kept}."
+    yield f"Phases: {epochs}. {kept_epochs(params)}"
     on = [name for name, value in params.compat.model_dump().items() if value]
     if on:
         switches = ", ".join(code(f"compat.{name}") for name in on)
@@ -404,20 +409,19 @@ def _number(detail: Detail | None) -> str:
     return render_detail(detail)
 
 
-def _price(by_row: Mapping[str, Mapping[tuple[str, str], Detail]], head: str) -> str | None:
-    """Say in words what the network costs against the black box that was trained beside it; None without one."""
-    name = _CLASSIFICATION, _PRICED
-    own, other = by_row[head].get(name), by_row[BLACKBOX].get(name)
-    if head == BLACKBOX or own is None or other is None or own.value is None or other.value is None:
-        return None
-    declared = metric(*name)
-    points = render_value(declared, abs(own.value - other.value))
-    more = f"{points} percentage points {'above' if own.value > other.value else 'below'}"
+def _price(price: Price, by_row: Mapping[str, Mapping[tuple[str, str], Detail]], head: str) -> str:
+    """Say in words what the network costs against the black box that was trained beside it."""
+    points = render_value(PRICED, abs(price.own - price.blackbox))
+    more = f"{points} percentage points {'above' if price.own > price.blackbox else 'below'}"
     where = more if points.strip("0.") else "level with"
-    return (
-        f"in {declared.title.lower()}, {HEAD_TITLES[head]} is {where} the black box, which has the same backbone: "
-        f"{_number(own)} % and {_number(other)} %."
+    own, other = (_number(by_row[row].get((PRICED.family, PRICED.key))) for row in (head, BLACKBOX))
+    sentence = (
+        f"in {PRICED.title.lower()}, {HEAD_TITLES[head]} is {where} the black box, which has the same backbone: "
+        f"{own} % and {other} %."
     )
+    if price.bounds is None:
+        return sentence
+    return f"{sentence} {price.in_words}."
 
 
 def _explanations(own: Mapping[tuple[str, str], Detail], head: str) -> str | None:
@@ -439,7 +443,12 @@ def _is_shown(detail: Detail) -> bool:
 
 
 def _limits(
-    images: ImagesTable, own: Mapping[tuple[str, str], Detail], params: Params, masks: MasksReport, head: str
+    images: ImagesTable,
+    own: Mapping[tuple[str, str], Detail],
+    params: Params,
+    masks: MasksReport,
+    cover: ViewCover,
+    head: str,
 ) -> Iterator[str]:
     data = _DATA[params.dataset.name]
     yield f"{data.bias}"
@@ -453,22 +462,24 @@ def _limits(
             yield f"**{data.imagenet}** With a backbone that was pretrained on ImageNet, accuracies are too good."
     if len(images.class_names) < _FEW_CLASSES:
         yield f"There are only {len(images.class_names)} classes; with more, accuracies are lower."
-    for split in ("train", "test"):
+    splits: tuple[Split, ...] = ("train", "test")
+    for split in splits:
         counts = Counter(row.label for row in images.rows if row.split == split)
         least = min(counts[label] for label in range(len(images.class_names)))
         if least < _FEW_IMAGES:
-            what = f"only {least} {_SPLIT_TITLES[split]} images" if least else f"no {_SPLIT_TITLES[split]} image"
+            what = f"only {least} {images_of(split)}" if least else f"no {SPLIT_TITLES[split]} image"
             yield f"Of some classes there are {what}: numbers of single classes are rough."
-    yield f"All numbers are of seed {params.seed}; another one gives others. `python -m pipeline.repeat` runs several."
+    seeds = "`python -m pipeline.table --seeds 4` runs four"
+    yield f"All numbers are of seed {params.seed}; another one gives others: {seeds}."
     num_test = max((detail.num_images for detail in own.values()), default=0)
     fewer = sorted({detail.num_images for detail in own.values() if 0 < detail.num_images < num_test})
     if fewer:
         yield (
             f"Some numbers about explanations come from {_from_to(fewer[0], fewer[-1])} of {num_test} test images "
-            "(`evaluate.sample_images`), so their intervals are wide."
+            "(`evaluate.sample_images`, or images for which a metric has a value), so their intervals are wide."
         )
     if head == "protomask":
-        yield _mask_limit(masks, params)
+        yield _mask_limit(masks, cover, params)
     if head != BLACKBOX:
         yield (
             "A prototype that looks alike to the network need not look alike to people, and a reason that people like "
@@ -476,18 +487,22 @@ def _limits(
         )
 
 
-def _mask_limit(masks: MasksReport, params: Params) -> str:
+def _mask_limit(masks: MasksReport, cover: ViewCover, params: Params) -> str:
     quality = masks.quality.all
-    known = []
+    apart = ", the whole image left aside" if cover.num_whole else ""
+    known = [f"{100 * (1 - cover.mean_frac):.1f} % of an image's pixels lie in the box of no view{apart}"]
     if quality.covered_frac is not None:
-        known.append(f"{100 * (1 - quality.covered_frac.mean):.1f} % of the pixels lie in no mask")
+        known.append(f"{100 * (1 - quality.covered_frac.mean):.1f} % lie in none of all masks")
     if quality.parts is not None:
-        known.append(f"{100 * (1 - quality.parts.in_a_mask):.1f} % of the visible parts lie in none")
+        known.append(f"{100 * (1 - quality.parts.in_a_mask):.1f} % of the visible parts lie in no mask")
     if quality.object_iou is not None:
         known.append(f"the best mask of an image has an IoU of {100 * quality.object_iou.mean:.1f} % with the object")
-    unless = ", unless the whole image is one" if params.crops.whole_image else ""
-    figures = f" In the mean, {'; '.join(known)}." if known else ""
-    return f"The segmenter may miss what matters, and what no mask holds cannot be a reason{unless}.{figures}"
+    too = f"; {cover.of_whole_images}" if cover.num_whole else ""
+    only = "" if params.crops.background == "original" else " Of its box, a view shows only the mask."
+    return (
+        f"The segmenter may miss what matters, and what no view shows cannot be a reason{too}.{only} "
+        f"In the mean, {'; '.join(known)}."
+    )
 
 
 def _licences(params: Params, data: _DataFacts) -> Iterator[str]:

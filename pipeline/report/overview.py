@@ -13,13 +13,15 @@ from pipeline.data.catalogue import ImagesTable
 from pipeline.data.datasets.interface import Split
 from pipeline.errors import PipelineError
 from pipeline.metrics.interface import Metric
-from pipeline.metrics.registry import METRICS, metric
+from pipeline.metrics.registry import METRICS
 from pipeline.params import Params
 from pipeline.report.charts import BarChart, bar_chart, histogram
 from pipeline.report.gallery import Card
 from pipeline.report.inputs import NetworkDescription
+from pipeline.report.price import PRICED, Price, signed
 from pipeline.report.provenance import Provenance
 from pipeline.report.site import Site
+from pipeline.report.splits import SPLIT_TITLES, part_of_test_images
 from pipeline.report.tables import (
     ABSENT,
     BLACKBOX,
@@ -38,9 +40,6 @@ from pipeline.report.tables import (
     titled,
 )
 
-SPLIT_TITLES: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}
-
-_MINUS = "−"
 _DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "neither": "neither way is better"}
 _MOST_LABELS = 12  # below bars
 
@@ -118,7 +117,9 @@ def add_overview(
     views: Path,
     network: NetworkDescription,
     details: Sequence[Detail],
+    price: Price | None,
     cards: Sequence[Card],
+    num_test: int,
     provenance: Provenance,
     params: Params,
 ) -> None:
@@ -130,7 +131,9 @@ def add_overview(
         views: ``views.parquet``.
         network: the one evaluated.
         details: all numbers of the metrics table.
+        price: what the network costs against the black box; None without one beside it.
         cards: the prototypes; none of a black box.
+        num_test: test images that the network was shown; ``crops`` may have dropped some of the data set's.
         provenance: where the numbers come from.
         params: all sections are shown.
 
@@ -143,9 +146,13 @@ def add_overview(
         "index.html",
         "index.html.j2",
         network=network,
-        headline=_headline(details, network.head),
+        accuracy=_accuracy(details, network.head),
+        price=price,
+        part_of_test_images=part_of_test_images(params),
+        num_test=num_test,
         num_prototypes=len(cards),
         num_used=sum(card.usage.num_images > 0 for card in cards),
+        top=min(params.evaluate.top_prototypes, len(cards)),
         example=_example(cards),
         classes=counts,
         split_titles=SPLIT_TITLES,
@@ -164,7 +171,7 @@ def add_overview(
 
 
 def _example(cards: Sequence[Card]) -> Card | None:
-    """Choose the prototype that says most with few words: the most used one that has a picture, by index."""
+    """Choose the prototype that says most with few words: of those with a picture, the one most often in the top."""
     seen = [card for card in cards if card.source is not None]
     return max(seen, key=lambda card: (card.usage.num_images, -card.prototype_idx), default=None)
 
@@ -214,12 +221,7 @@ def _cell(detail: Detail | None, is_best: bool) -> Cell:
 
 
 def _difference(declared: Metric, own: float | None, other: float | None) -> str:
-    if own is None or other is None:
-        return ABSENT
-    size = render_value(declared, abs(own - other))
-    if not size.strip("0."):
-        return size
-    return f"{'+' if own > other else _MINUS}{size}"
+    return ABSENT if own is None or other is None else signed(declared, own - other)
 
 
 def _definitions() -> dict[str, list[Metric]]:
@@ -230,18 +232,10 @@ def _definitions() -> dict[str, list[Metric]]:
     return families
 
 
-def _headline(details: Sequence[Detail], head: str) -> dict[str, str | None]:
-    """Balanced accuracy of both networks and their difference, rendered; None without a black box beside."""
-    declared = metric("classification", "balanced_accuracy")
-    by_row = {detail.row: detail.value for detail in details if detail.declared == declared}
-    own, other = by_row.get(head), by_row.get(BLACKBOX)
-    if head == BLACKBOX:
-        other = None
-    return {
-        "own": render_value(declared, own),
-        "blackbox": None if other is None else render_value(declared, other),
-        "difference": None if other is None else _difference(declared, own, other),
-    }
+def _accuracy(details: Sequence[Detail], head: str) -> str:
+    """Write the balanced accuracy of the network."""
+    found = (detail.value for detail in details if detail.declared == PRICED and detail.row == head)
+    return render_value(PRICED, next(found, None))
 
 
 def count_classes(images: ImagesTable) -> list[ClassCounts]:

@@ -16,11 +16,13 @@ from pipeline.report.image_pages import add_image_pages
 from pipeline.report.masks_page import add_masks_page
 from pipeline.report.model_card import write_model_card
 from pipeline.report.overview import add_overview
+from pipeline.report.price import find_price
 from pipeline.report.provenance import read_provenance
 from pipeline.report.site import Site
 from pipeline.report.tables import HEAD_TITLES
 from pipeline.report.test_outputs import read_test_outputs
 from pipeline.report.test_pictures import draw_test_images
+from pipeline.report.view_cover import read_view_cover
 from pipeline.runtime import Runtime
 
 _log = logging.getLogger(__name__)
@@ -68,6 +70,15 @@ def write_report(
     network = inputs.read_network(final / "model.json")
     details = inputs.read_details(results / "metrics_detail.parquet", network.head)
     masks_report, crops_report = read_json(results / "masks.json"), read_json(results / "crops.json")
+    views = crops / VIEWS_TABLE
+    cover = read_view_cover(views, images.rows)
+    price = find_price(
+        details,
+        results / "per_image.parquet",
+        network.head,
+        num_draws=params.evaluate.bootstrap_draws,
+        seed=params.seed,
+    )
     provenance = read_provenance(lock)
     test = read_test_outputs(final, crops, runtime=runtime)
     top, thumbnail_px = params.evaluate.top_prototypes, params.report.thumbnail_px
@@ -96,22 +107,31 @@ def write_report(
             crops=crops,
             masks_report=masks_report,
             crops_report=crops_report,
+            cover=cover,
+            background=params.crops.background,
             num_images=params.report.sheet_images,
             thumbnail_px=thumbnail_px,
             seed=params.seed,
             runtime=runtime,
         )
-        add_training_page(site, results, network)
+        add_training_page(site, results, network, params)
         add_metrics_page(
-            site, plots=results / "plots", details=details, class_names=images.class_names, head=network.head
+            site,
+            plots=results / "plots",
+            details=details,
+            class_names=images.class_names,
+            head=network.head,
+            top=top,
         )
         add_overview(
             site,
             images=images,
-            views=crops / VIEWS_TABLE,
+            views=views,
             network=network,
             details=details,
+            price=price,
             cards=cards,
+            num_test=len(test.reader),
             provenance=provenance,
             params=params,
         )
@@ -123,6 +143,8 @@ def write_report(
             params=params,
             masks_report=masks_report,
             crops_report=crops_report,
+            cover=cover,
+            price=price,
             projection=inputs.read_projection(results / "project.json"),
             provenance=provenance,
         )

@@ -1,5 +1,6 @@
 """What the finished network says of the test images, and why: computed once for all pages that show it."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from pipeline.report.shown import Element
 from pipeline.runtime import Runtime
 from pipeline.training.embedding import encoded_views, outputs
 from pipeline.training.readers import check_classes
+
+NUM_NEAREST = 5
+"""Test images that are shown beside a prototype."""
 
 _NUM_RANKED = 5
 _PROTOTYPES_PER_STEP = 256  # sorting many at once takes memory
@@ -89,12 +93,13 @@ class TestOutputs:
         )
         return ranked
 
-    def nearest_images(self, num: int) -> list[list[int]]:
-        """Give, for each prototype, positions of the images nearest to it; equally near ones by key."""
+    @functools.cached_property
+    def nearest_images(self) -> list[list[int]]:
+        """For each prototype, positions of the NUM_NEAREST images nearest to it; equally near ones by key."""
         assert self.output is not None
         nearest: list[list[int]] = []
         for distance in torch.split(self.output.distance, _PROTOTYPES_PER_STEP, dim=1):
-            nearest += distance.sort(dim=0, stable=True).indices[:num].T.tolist()
+            nearest += distance.sort(dim=0, stable=True).indices[:NUM_NEAREST].T.tolist()
         return nearest
 
     def nearest_element(self, bag_idx: int, prototype_idx: int) -> Element:

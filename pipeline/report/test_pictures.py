@@ -21,7 +21,6 @@ from pipeline.report.thumbnails import NumberedImage, NumberedView, around_place
 from pipeline.runtime import Runtime
 
 MANY_IMAGES = 400  # drawing fewer takes less time than starting worker processes
-NUM_NEAREST = 5  # test images that are shown beside a prototype
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ def draw_test_images(
             explanation = test.explanation(bag_idx, top=top)
             explanations[bag_idx] = explanation
             wanted[bag_idx].update(numbered_elements(explanation))
-        for prototype_idx, nearest in enumerate(test.nearest_images(NUM_NEAREST)):
+        for prototype_idx, nearest in enumerate(test.nearest_images):
             for bag_idx in nearest:
                 wanted[bag_idx].setdefault(test.nearest_element(bag_idx, prototype_idx), None)
     drawn = map_in_order(

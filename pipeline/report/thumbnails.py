@@ -125,7 +125,7 @@ def draw_source(source: SourceImage, *, side_px: int) -> list[tuple[Thumbnail, T
     Raises:
         PipelineError: the photograph is missing, damaged or of another size than its table says.
     """
-    image = _photograph(source)
+    image = read_photograph(source.path, width=source.width, height=source.height)
     small = shrunk(image, side_px)
     drawn = []
     for view in source.views:
@@ -147,20 +147,20 @@ def draw_numbered(source: NumberedImage, *, side_px: int) -> DrawnImage:
     Raises:
         PipelineError: the photograph is missing, damaged or of another size than its table says.
     """
-    small = shrunk(_photograph(source), side_px)
+    small = shrunk(read_photograph(source.path, width=source.width, height=source.height), side_px)
     height, width = small.shape[:2]
     scale = width / source.width
     drawn: np.ndarray = small.copy()
     views, regions = [], []
     for view in source.views:
         picture = shrunk(view.pixels, side_px // 2)
-        region = _inside(view.box, (height, width), scale)
+        region = inside(view.box, (height, width), scale)
         if view.rle is not None:
             mask = decode_mask(view.rle, height=source.height, width=source.width)
-            region = _shrunk_mask(mask, (height, width))
+            region = shrunk_mask(mask, (height, width))
             box = view.box
             picture = picture.copy()
-            draw_rim(picture, _shrunk_mask(mask[box.y0 : box.y1, box.x0 : box.x1], picture.shape[:2]), OUTLINE_RGB, 2)
+            draw_rim(picture, shrunk_mask(mask[box.y0 : box.y1, box.x0 : box.x1], picture.shape[:2]), OUTLINE_RGB, 2)
         views.append(encoded(picture))
         regions.append(region)
     # the first number last, so that nothing lies over it
@@ -174,11 +174,16 @@ def draw_numbered(source: NumberedImage, *, side_px: int) -> DrawnImage:
     return DrawnImage(encoded(shrunk(small, side_px // 2)), encoded(drawn), tuple(views), tuple(points))
 
 
-def _photograph(source: SourceImage | NumberedImage) -> UInt8[np.ndarray, "height width 3"]:
-    image = read_image(source.path)
-    if image.shape[:2] != (source.height, source.width):
+def read_photograph(path: Path, *, width: int, height: int) -> UInt8[np.ndarray, "height width 3"]:
+    """Read an image, RGB, and check that it is as large as its table says.
+
+    Raises:
+        PipelineError: missing, damaged or of another size.
+    """
+    image = read_image(path)
+    if image.shape[:2] != (height, width):
         raise PipelineError(
-            f"{source.path}: is {image.shape[1]}x{image.shape[0]}, its table says {source.width}x{source.height}: "
+            f"{path}: is {image.shape[1]}x{image.shape[0]}, its table says {width}x{height}: "
             "run `dvc checkout` or `dvc repro dataset`"
         )
     return image
@@ -247,22 +252,22 @@ def with_outline_and_box(
         scale: picture pixels per image pixel.
     """
     drawn: np.ndarray = picture.copy()
-    draw_rim(drawn, _inside(box, picture.shape[:2], scale), BOX_RGB, thickness_px=1)
+    draw_rim(drawn, inside(box, picture.shape[:2], scale), BOX_RGB, thickness_px=1)
     if mask is not None:
-        draw_rim(drawn, _shrunk_mask(mask, picture.shape[:2]), OUTLINE_RGB, thickness_px=2)
+        draw_rim(drawn, shrunk_mask(mask, picture.shape[:2]), OUTLINE_RGB, thickness_px=2)
     return drawn
 
 
-def _inside(box: Box, shape: Sequence[int], scale: float) -> Bool[np.ndarray, "height width"]:
+def inside(box: Box, shape: Sequence[int], scale: float) -> Bool[np.ndarray, "height width"]:
     """Mark what BOX covers, at least one pixel, on a picture with SCALE pixels per image pixel."""
     height, width = shape
-    inside = np.zeros((height, width), dtype=bool)
+    covered = np.zeros((height, width), dtype=bool)
     x0, y0 = min(int(scale * box.x0), width - 1), min(int(scale * box.y0), height - 1)
-    inside[y0 : max(y0 + 1, round(scale * box.y1)), x0 : max(x0 + 1, round(scale * box.x1))] = True
-    return inside
+    covered[y0 : max(y0 + 1, round(scale * box.y1)), x0 : max(x0 + 1, round(scale * box.x1))] = True
+    return covered
 
 
-def _shrunk_mask(
+def shrunk_mask(
     mask: Bool[np.ndarray, "height width"], shape: Sequence[int]
 ) -> Bool[np.ndarray, "new_height new_width"]:
     """Bring MASK to the rows and columns of a picture: True where a quarter of a pixel is covered."""

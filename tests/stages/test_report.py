@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from pipeline.artifacts import METRICS_DETAIL, write_table
+from pipeline.artifacts import METRICS_DETAIL, PER_IMAGE, read_table, write_table
+from pipeline.data.masks import MaskTableWriter, iterate_masks
 from pipeline.io import read_json, write_json
 from pipeline.metrics.registry import METRICS
 from pipeline.report.site import PAGES
@@ -24,6 +25,8 @@ from tests.small_run import (
     SIDE_PX,
     TERMS,
     WITH_PLACES,
+    make_crops,
+    make_network,
     make_results,
     make_run,
     prototype,
@@ -282,6 +285,62 @@ def test_the_table_has_every_metric_with_its_formula_and_the_price(pages):
     assert "Price of explainability" in texts
 
 
+def test_every_place_says_how_the_use_of_prototypes_is_counted(pages):
+    words = pages["index.html"].in_words()
+    assert re.search(r"of which \d are among the 2 most similar ones of at least one of 6 test images", words)
+    assert re.search(
+        r"among the 2 most similar prototypes of \d of 6 test images, and a reason for the predicted class", words
+    )
+    for path, page in pages.items():
+        assert "helps to explain" not in page.in_words(), path
+        assert "help to explain" not in page.in_words(), path
+
+
+def write_predictions(folder, num_wrong):
+    """Let both networks be right about all test images but the first ones, and say so in metrics and predictions."""
+    labels = [0, 0, 1, 1, 2, 2]
+    rows, accuracy = [], {}
+    for row, wrong in num_wrong.items():
+        predicted = [2 - label if idx < wrong else label for idx, label in enumerate(labels)]
+        accuracy[row] = sum(one == label for one, label in zip(predicted, labels, strict=True)) / len(labels)
+        for image_key, label, of_image in zip(TEST_KEYS, labels, predicted, strict=True):
+            content = {"row": row, "image_key": image_key, "label": label, "predicted": of_image, "values": []}
+            rows.append(content | {"confidence": 0.5, "label_probability": 0.5})
+    write_table(folder / "results/per_image.parquet", rows, PER_IMAGE)
+    table = folder / "results/metrics_detail.parquet"
+    details = read_table(table, METRICS_DETAIL).to_pylist()
+    for detail in details:
+        if detail["metric"] == "balanced_accuracy" and detail["row"] in accuracy:
+            detail["value"] = accuracy[detail["row"]]
+    write_table(table, details, METRICS_DETAIL)
+
+
+def test_the_price_has_an_interval_where_predictions_give_the_same_numbers(run_folder, pages):
+    assert "interval of the difference" not in pages["index.html"].source  # its numbers are made up
+    write_predictions(run_folder, {"protomask": 1, "blackbox": 0})
+    words = report_of(run_folder)["index.html"].in_words()
+    card = (run_folder / "results/MODEL_CARD.md").read_text()
+    found = re.search(r"95 % interval of the difference \[−\d+\.\d\d, 0\.00\]", words)
+    assert found
+    assert f"{found[0]}: no clear difference." in card
+
+
+def test_test_images_without_a_view_are_not_among_those_that_were_measured(run_folder, pages):
+    assert "Measured on 6 test images" in pages["index.html"].in_words()
+    assert "have no view" not in pages["index.html"].in_words()
+    masks = dict(iterate_masks(run_folder / "data/masks/masks.parquet"))
+    with MaskTableWriter(run_folder / "data/masks/masks.parquet") as writer:
+        for image_key in sorted(masks.keys() - {"c0_4"}):
+            writer.add(image_key, masks[image_key])
+    make_crops(run_folder, whole_image=False, empty_bag="drop")
+    make_network(run_folder, "protomask")
+    make_results(run_folder)
+    words = report_of(run_folder)["index.html"].in_words()
+    assert "Measured on 5 test images" in words
+    assert "The other 1 have no view" in words
+    assert "4 training, 3 validation, 6 test images" in words
+
+
 def test_only_the_first_family_is_open(pages):
     page = pages["index.html"]
     tables = [tags for tags, text in page.texts if tags[-1] == "th" and text == "Metric"]
@@ -384,6 +443,20 @@ def test_the_revision_is_that_of_the_sources_and_stays_when_the_lock_is_committe
     assert "with uncommitted changes" in changed.texts_in("span")
 
 
+def test_a_shallow_clone_does_not_know_its_revision(run_folder, tmp_path):
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    git(run_folder, "init", "--quiet")
+    for name in ("params.yaml", "dvc.lock"):
+        git(run_folder, "add", name)
+        git(run_folder, "commit", "--quiet", "-m", name)
+    git(tmp_path, "clone", "--quiet", "--depth=1", run_folder.as_uri(), str(tmp_path / "clone"))
+    shutil.move(tmp_path / "clone/.git", tmp_path / "git")
+    shutil.rmtree(run_folder / ".git")
+    shutil.move(tmp_path / "git", run_folder / ".git")
+    assert "Revision not known: a shallow clone" in report_of(run_folder)["index.html"].in_words()
+
+
 # metrics and training
 
 
@@ -393,7 +466,7 @@ def test_the_page_of_metrics_describes_its_charts_in_words(pages):
         "Confusion matrix of 3",
         "Share of right",
         "Share of a class's",
-        "Unused:",
+        "Unused (never in the top 2",
         "Prototypes, and",
         "Test images",
     )
@@ -408,6 +481,23 @@ def test_curves_are_described_in_words(pages):
     assert charts[0].startswith("Validation accuracy, %, epochs 1 to 4. ProtoMask: 50 at the first")
     assert len(page.all("polyline")) == 2 + 2 + 2 + 4
     assert len(page.all("line", "phase")) == 7
+
+
+def test_pages_say_which_images_chose_the_epochs(run_folder, pages):
+    for name in ("index.html", "training.html"):
+        assert "Test images took no part in training or in choosing anything." in pages[name].in_words()
+    assert "that was best on validation images." in pages["training.html"].in_words()
+    write_params(run_folder, compat={"validate_on_test": True})
+    changed = report_of(run_folder)
+    for name in ("index.html", "training.html"):
+        assert "they chose the epoch that each phase hands on (compat.validate_on_test)" in changed[name].in_words()
+    words = changed["training.html"].in_words()
+    assert "that was best on test images (compat.validate_on_test)." in words
+    assert "validation on this page is measured on test images" in words
+    write_params(run_folder, compat={"last_epoch": True})
+    assert (
+        "Each phase hands on its last epoch (compat.last_epoch)." in report_of(run_folder)["training.html"].in_words()
+    )
 
 
 def test_a_run_of_one_phase_without_a_black_box_has_its_pages(run_folder):

@@ -1,27 +1,34 @@
 """Two revisions of a small project under git and DVC, compared through the command and part by part."""
 
+import base64
 import json
 import re
 import shutil
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from scipy.stats import binomtest
 from typer.testing import CliRunner
 
+from pipeline.artifacts import PER_IMAGE, write_table
 from pipeline.compare.__main__ import app
-from pipeline.compare.differences import Changed, Flip, Move, compare
+from pipeline.compare.differences import Changed, compare
+from pipeline.compare.image_differences import Flip
 from pipeline.compare.markdown import escaped, render_markdown
 from pipeline.compare.page import render_page
 from pipeline.compare.pictures import draw_pictures
+from pipeline.compare.prototype_differences import Move
 from pipeline.compare.revisions import Missing, Source, read_revision
-from pipeline.compare.wording import made_from_sentence, signed
+from pipeline.compare.wording import made_from_sentence, notes, signed
 from pipeline.data.boxes import Box
 from pipeline.errors import PipelineError
 from pipeline.metrics.registry import METRICS, metric
+from pipeline.metrics.uncertainty import Interval
 from tests.branches import commit, dvc, new_project, sh
 from tests.pipeline.compare.toy import AFTER, BEFORE, Toy, write_run
 
@@ -254,6 +261,43 @@ def test_without_shared_images_the_interval_comes_from_both_sets_and_is_wider(pr
     assert paired.verdict == "better"
 
 
+# --- what is kept of each image
+
+
+def test_values_of_images_are_read_by_row_and_name_with_gaps_where_there_are_none(tmp_path):
+    rng = np.random.default_rng(0)
+    names = ["a.x", "b.y", "c.z"]
+    entries = [
+        {
+            "row": row,
+            "image_key": f"image_{rng.integers(1_000)}",
+            "label": int(rng.integers(5)),
+            "predicted": int(rng.integers(5)),
+            "confidence": 0.25,
+            "label_probability": 0.5,
+            "values": [(name, float(rng.normal())) for name in names if rng.random() < (0.6 if row == "second" else 0)],
+        }
+        for row in ["second", "first", "second", "first", "second", "second"] * 4
+    ]
+    set_up(tmp_path)
+    run(tmp_path, BEFORE, seed=0, max_views=5)
+    write_table(tmp_path / "made" / "results" / "per_image.parquet", entries, PER_IMAGE)
+    dvc(tmp_path, "repro", "--quiet")
+    found = read_revision(tmp_path, "workspace").predictions
+    assert list(found) == ["second", "first"]
+    assert "third" not in found
+    for row, predictions in found.items():
+        own = [entry for entry in entries if entry["row"] == row]
+        assert predictions.image_keys == tuple(entry["image_key"] for entry in own)
+        assert predictions.labels.tolist() == [entry["label"] for entry in own]
+        assert predictions.predicted.tolist() == [entry["predicted"] for entry in own]
+        assert predictions.confidence.tolist() == [0.25] * len(own)
+        assert sorted(predictions.values) == (names if row == "second" else [])
+        for name, values in predictions.values.items():
+            expected = [dict(entry["values"]).get(name, np.nan) for entry in own]
+            np.testing.assert_array_equal(values, expected)
+
+
 # --- classes, images, prototypes
 
 
@@ -419,12 +463,94 @@ def test_markdown_goes_to_stdout_alone_where_asked(project, monkeypatch, compari
 
 
 @pytest.mark.parametrize(
-    "text", ["<b>x</b>", "a | b", "*x*", "[a](http://b)", "`c`", "@somebody", "#12", "_x_", "a\nb"]
+    "text", ["<b>x</b>", "a | b", "*x*", "[a](http://b)", "`c`", "@somebody", "#12", "_x_", "a\nb", "$x$", "$$x$$"]
 )
 def test_text_of_users_is_no_markup(text):
     written = escaped(text)
-    assert not re.search(r"[<>|*`@~\n]|\]\(|(^|\W)_|_($|\W)|(?<!&)#", written)
+    for mark in "@#$":  # alone in its element, it is none in the text that is shown, either
+        written = written.replace(f"<span>&#{ord(mark)};</span>", "")
+        assert f"&#{ord(mark)};" not in written
+    assert not re.search(r"[<>|*`@~$\n]|\]\(|(^|\W)_|_($|\W)|(?<!&)#", written)
     assert escaped("bird_00_test [1, 2]") == "bird_00_test [1, 2]"
+
+
+def test_the_sentence_about_chance_counts_intervals_that_leave_out_0(comparison):
+    interval = Interval(0.1, 0.3)
+    clear = replace(change(comparison, "accuracy"), difference=0.2, interval=interval)
+    row = replace(comparison.rows[0], changes=(clear, *(replace(clear, interval=Interval(-0.1, 0.3)),) * 59))
+    found = replace(comparison, rows=(row,), classes=Missing("none"))
+    expected = "0 lies outside 1 of 60 intervals of metrics; by chance alone it would lie outside about 3.0 of them."
+    assert expected in notes(found)
+
+
+def large(comparison, *, num_classes, num_flips, num_moves):
+    """The comparison with as many entries of each kind as a large data set has."""
+    name = "{:03d}.Black_footed_Albatross"
+    image = "Black_Footed_Albatross_{:04d}_796063"
+    flip, (move,) = comparison.flips.broken[0], comparison.moves.moved
+    classes = [replace(comparison.classes[0], class_name=name.format(idx)) for idx in range(num_classes)]
+    flips = [
+        replace(flip, image_key=image.format(idx), class_name=name.format(idx), predicted_after=name.format(idx + 1))
+        for idx in range(num_flips)
+    ]
+    moves = [
+        replace(
+            move,
+            prototype_idx=idx,
+            class_name=name.format(idx),
+            before=replace(move.before, image_key=image.format(idx)),
+            after=replace(move.after, image_key=image.format(idx + 1)),
+        )
+        for idx in range(num_moves)
+    ]
+    return replace(
+        comparison,
+        classes=tuple(classes),
+        flips=replace(comparison.flips, broken=tuple(flips[::2]), mended=tuple(flips[1::2])),
+        moves=replace(comparison.moves, moved=tuple(moves)),
+    )
+
+
+@pytest.mark.parametrize(("name", "num_lines"), [("made", 50), ("made" * 200, 20), ("made" * 1000, 0)])
+def test_markdown_of_a_large_comparison_fits_into_a_comment_and_says_where_the_rest_is(comparison, name, num_lines):
+    found = large(comparison, num_classes=200, num_flips=500, num_moves=1_900)
+    contents = tuple(Changed(f"{name}/{idx}", "0" * 32, "1" * 32) for idx in range(60 if len(name) > 4 else 1))
+    text = render_markdown(replace(found, made_from=replace(found.made_from, contents=contents)), most=10)
+    assert len(text) < 65_000
+    assert text.count("Tables are cut to fit into a comment: the page (`--html`;") == 1
+    lists = re.findall(r"<summary>[^<]* \((\d+)\)</summary>\n\n(.*?)\n\nand (\d+) more\n\n</details>", text, re.DOTALL)
+    nums = [(int(num), len(table.splitlines()) - 2, int(more)) for num, table, more in lists]
+    assert nums == [(num, num_lines, num - num_lines) for num in (200, 250, 250, 1_900) if num_lines]
+    assert text.count("<details>") == text.count("</details>")
+    assert "1900 of 1902 prototypes moved" in text
+
+
+def test_markdown_that_fits_is_not_cut(comparison):
+    text = render_markdown(large(comparison, num_classes=10, num_flips=10, num_moves=200), most=10)
+    assert "| 199 " in text
+    assert "Tables are cut" not in text
+    text = render_markdown(large(comparison, num_classes=10, num_flips=10, num_moves=201), most=10)
+    assert "\n\nand 1 more\n" in text
+    assert "Tables are cut" in text
+
+
+@pytest.mark.parametrize("option", ["--json", "--html", "--markdown"])
+def test_a_file_that_cannot_be_written_is_named_in_one_line(project, monkeypatch, tmp_path, option):
+    result = call(project, monkeypatch, "one", "other", option, str(tmp_path))
+    assert result.exit_code == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.endswith(f"{tmp_path} cannot be written (Is a directory): name another place")
+
+
+def test_no_bars_appear_for_what_takes_no_time(project, monkeypatch, tmp_path):
+    result = call(project, monkeypatch, "one", "other", "--html", str(tmp_path / "page.html"))
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_a_bar_appears_where_intervals_take_seconds(project, monkeypatch, capsys):
+    monkeypatch.setattr("pipeline.compare.differences._CELLS_OF_SECONDS", 0)
+    compared(project, "one", "other")
+    assert "metrics, intervals" in capsys.readouterr().err
 
 
 def test_all_numbers_are_written_for_programs(project, monkeypatch, tmp_path):
@@ -468,6 +594,20 @@ def test_pictures_that_are_not_in_the_cache_are_left_out_with_a_reason(copy):
     pictures = draw_pictures(found, before, after, most=5)
     assert (pictures.before, len(pictures.after), len(pictures.images)) == ({}, 1, 3)
     assert "one: no data/dataset" in render_page(found, pictures, most=5)
+
+
+def test_on_test_images_nothing_is_drawn_but_on_sources_box_and_outline_are(project, comparison):
+    sides = [read_revision(project, name) for name in ("one", "other")]
+    pictures = draw_pictures(comparison, *sides, most=5)
+    assert len(pictures.images) == 3
+    for picture in pictures.images.values():
+        assert np.ptp(pixels_of(picture).astype(int), axis=(0, 1)).max() <= 2  # one colour, as JPEG keeps it
+    (source,) = pictures.before.values()
+    assert np.ptp(pixels_of(source).astype(int), axis=(0, 1)).max() > 100
+
+
+def pixels_of(picture):
+    return np.asarray(Image.open(BytesIO(base64.b64decode(str(picture.src).partition("base64,")[2]))))
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.01234, "+1.23"), (-0.5, "−50.00"), (0.000001, "0.00"), (0.0, "0.00")])

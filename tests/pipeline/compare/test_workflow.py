@@ -3,11 +3,15 @@
 import importlib
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.main import get_command
+
+from pipeline.recorded_runs import RevisionFiles
+from tests.branches import commit, dvc, new_project, sh
 
 ROOT = Path(__file__).parents[3]
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "compare.yml").read_text(encoding="utf-8"))
@@ -23,6 +27,29 @@ def test_it_runs_on_pull_requests_and_may_comment_on_them_but_not_push():
 def test_the_whole_history_is_there_to_compare_with():
     (checkout,) = [step for step in STEPS if step.get("uses", "").startswith("actions/checkout@")]
     assert checkout["with"]["fetch-depth"] == 0
+
+
+def test_with_a_remote_the_results_of_the_other_branch_are_fetched_too(tmp_path):
+    origin, clone = tmp_path / "origin", tmp_path / "clone"
+    origin.mkdir()
+    new_project(origin, "main")
+    dvc(origin, "remote", "add", "--quiet", "--default", "store", str(tmp_path / "store"))
+    for branch in ("main", "changed"):
+        if branch != "main":
+            sh(origin, "git", "switch", "--quiet", "--create", branch)
+        (origin / "result.txt").write_text(f"of {branch}\n")
+        dvc(origin, "add", "--quiet", "result.txt")
+        dvc(origin, "push", "--quiet")
+        commit(origin, branch)
+    # as actions/checkout leaves it: all branches of the origin, none here
+    sh(tmp_path, "git", "clone", "--quiet", "--no-checkout", str(origin), str(clone))
+    sh(clone, "git", "checkout", "--quiet", "--detach", "origin/changed")
+    sh(clone, "git", "branch", "--quiet", "-D", "changed")
+    (results,) = [step["run"] for step in STEPS if step.get("name") == "Results"]
+    sh(clone, "env", "GITHUB_BASE_REF=main", "bash", "-e", "-c", results)
+    shutil.rmtree(tmp_path / "store")
+    assert (clone / "result.txt").read_text() == "of changed\n"
+    assert RevisionFiles(clone, "origin/main", "origin/main").read("result.txt") == b"of main\n"
 
 
 def test_every_module_that_it_runs_is_a_command_that_knows_the_options():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.metrics.statistics import Constant, MeanOverClasses, MeanOverImages, Statistic
-from pipeline.metrics.uncertainty import Bootstrap, Interval
+from pipeline.metrics.uncertainty import LEVEL, Bootstrap, Difference, Interval
 
 
 def plain_interval(values, num_draws, seed):
@@ -58,6 +58,44 @@ def test_a_paired_difference_is_surer_than_two_intervals():
     assert difference.value == pytest.approx((after.values - before.values).mean())
     assert bootstrap.interval(after).low < bootstrap.interval(before).high  # the two alone would not tell
     assert bootstrap.difference(after, before).value == pytest.approx(-difference.value)
+
+
+@pytest.mark.parametrize("cells_per_part", [200, 8_000_000])
+def test_differences_of_several_pairs_are_to_the_bit_those_of_each_statistic_alone(monkeypatch, cells_per_part):
+    monkeypatch.setattr("pipeline.metrics.uncertainty._CELLS_PER_PART", cells_per_part)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=30)
+    pairs = [
+        (MeanOverImages(rng.normal(size=30)), MeanOverImages(rng.normal(size=30))),
+        (MeanOverClasses(rng.normal(size=30), labels), MeanOverImages(np.append(rng.normal(size=29), np.nan))),
+        (MeanOverImages(np.append(np.full(29, 1.0), np.inf)), MeanOverImages(np.full(30, np.inf))),
+    ]
+    found = Bootstrap(30, num_draws=100, seed=3).differences(pairs)
+    for pair, difference in zip(pairs[:2], found, strict=False):
+        before, after = (
+            np.concatenate([statistic(weights) for weights in Bootstrap(30, num_draws=100, seed=3)._weights()])
+            for statistic in pair
+        )
+        low, high = np.quantile(after - before, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        value = pair[1].value(30) - pair[0].value(30)
+        assert difference == Difference(value, Interval(low, high))
+        assert Bootstrap(30, num_draws=100, seed=3).difference(*pair) == difference
+    assert found[2] is None
+
+
+def test_all_statistics_of_differences_see_the_same_draws_which_are_made_once(monkeypatch):
+    class Remembering(MeanOverImages):
+        def __call__(self, weights):
+            self.seen = [*getattr(self, "seen", []), weights]
+            return super().__call__(weights)
+
+    monkeypatch.setattr("pipeline.metrics.uncertainty._CELLS_PER_PART", 200)
+    statistics = [Remembering(np.arange(10.0) * factor) for factor in range(4)]
+    Bootstrap(10, num_draws=50, seed=0).differences([tuple(statistics[:2]), tuple(statistics[2:])])
+    first, *others = [[weights for weights in one.seen if len(weights) > 1] for one in statistics]
+    assert [len(weights) for weights in first] == [20, 20, 10]
+    for other in others:
+        assert all(one is same for one, same in zip(other, first, strict=True))
 
 
 def test_no_difference_is_not_significant():

@@ -108,7 +108,7 @@ def test_a_roc_curve_without_a_value_is_no_line(tmp_path):
 
 def test_the_histogram_of_usage_has_a_bar_for_unused_prototypes(tmp_path):
     path = write(tmp_path / "usage.csv", rank=[1, 2, 3, 4], images=[5, 2, 2, 0], prototype_idx=[3, 0, 1, 2])
-    chart = usage_chart(path)
+    chart = usage_chart(path, top=1)
     assert [bar.title for bar in chart.bars] == [
         "0 test images: 1 prototype",
         "1 test image: 0 prototypes",
@@ -117,8 +117,16 @@ def test_the_histogram_of_usage_has_a_bar_for_unused_prototypes(tmp_path):
         "4 test images: 0 prototypes",
         "5 test images: 1 prototype",
     ]
-    assert chart.summary.startswith("Unused: 1 of 4 prototypes. The most used one is among the top ones of 5 test")
-    assert "half of all explanations rest on the 1 most used" in chart.summary
+    assert chart.title == "Test images with a prototype in their top 1"
+    assert chart.summary == (
+        "Unused (never in the top 1 of a test image): 1 of 4 prototypes. The most used one is in the top 1 of 5 of 9 "
+        "test images; half of all these places go to the 1 most used."
+    )
+
+
+def test_the_top_of_an_image_holds_no_more_prototypes_than_there_are(tmp_path):
+    chart = usage_chart(write(tmp_path / "usage.csv", rank=[1, 2], images=[7, 7], prototype_idx=[0, 1]), top=5)
+    assert "is in the top 2 of 7 of 7 test images" in chart.summary
 
 
 def test_deletion_curves_keep_their_order_and_means(tmp_path):
@@ -180,4 +188,4 @@ def test_a_damaged_plot_is_refused_by_name(tmp_path, content):
 def test_a_number_that_is_none_is_refused(tmp_path):
     path = write(tmp_path / "usage.csv", images=["3", "many"])
     with pytest.raises(PipelineError, match=r"usage\.csv is damaged"):
-        usage_chart(path)
+        usage_chart(path, top=2)

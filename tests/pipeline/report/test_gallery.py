@@ -138,6 +138,25 @@ def test_usage_counts_the_images_that_have_a_prototype_among_their_most_similar_
     assert sum(card.usage.num_images for card in cards) == TOP * len(labels) > 0
 
 
+def test_a_card_counts_the_pages_that_name_its_prototype_as_a_reason_for_the_predicted_class(written):
+    folder, test, _, cards = written
+    counts = dict.fromkeys(range(NUM_PROTOTYPES), 0)
+    for page in (folder / "images").iterdir():
+        reasons, *_ = re.findall(r'<ol class="reasons">(.*?)</ol>', page.read_text(), re.DOTALL)
+        for idx in re.findall(r"prototypes\.html#prototype=(\d+)", reasons):
+            counts[int(idx)] += 1
+    assert {card.prototype_idx: card.num_reasons for card in cards} == counts
+    assert sum(counts.values()) == TOP * len(test.reader) > 0
+    items = data_of((folder / "prototypes.html").read_text())
+    assert {item["id"]: item["reasons"] for item in items} == counts
+
+
+def test_the_page_says_what_is_counted_where_it_says_unused(written):
+    page = (written[0] / "prototypes.html").read_text()
+    texts = re.findall(r">\s*([^<>]*\bunused\b[^<>]*?)\s*<", page)
+    assert texts == [f"unused: never in the top {TOP}"] * 2
+
+
 def test_the_nearest_views_are_those_at_the_least_distances_each_of_another_image(written):
     _, test, pictures, cards = written
     assert len(cards) == NUM_PROTOTYPES

@@ -273,6 +273,6 @@ def test_reasons_stand_on_a_page_of_their_own_without_links():
     template = "{% from 'reasons.html.j2' import reasons with context %}{{ reasons(score, 'view', '') }}"
     environment = _environment()
     text = environment.from_string(template).render(score=shown, root="")
-    assert "Prototype 3 of &lt;wren&gt;" in " ".join(text.split())
+    assert "Prototype 3 of <bdi>&lt;wren&gt;</bdi>" in " ".join(text.split())
     assert "no picture at hand" in text
     assert "<a " not in text

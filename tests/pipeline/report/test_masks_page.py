@@ -5,6 +5,7 @@ from dataclasses import replace
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.data.catalogue import ImageRow, ImagesTable, load_images
@@ -20,6 +21,7 @@ from pipeline.report.masks_page import (
     strips,
 )
 from pipeline.report.site import Site
+from pipeline.report.view_cover import ViewCover, read_view_cover
 from pipeline.runtime import Runtime
 from tests.small_run import CLASSES, make_run
 
@@ -82,6 +84,8 @@ def make_page(folder, run, **changes):
         "crops": run / "data/crops",
         "masks_report": json.loads((run / "results/masks.json").read_text()),
         "crops_report": json.loads((run / "results/crops.json").read_text()),
+        "cover": read_view_cover(run / "data/crops/views.parquet", load_images(run / "data/dataset").rows),
+        "background": "original",
         "num_images": 7,
         "thumbnail_px": 64,
         "seed": 0,
@@ -156,10 +160,15 @@ def test_overlap_is_the_area_of_all_masks_over_the_covered_area():
 
 
 def test_strips_lie_on_scales_from_zero_to_all_or_to_the_largest_count():
-    laid_out = {strip.title: strip for strip in strips(typed().all)}
+    cover = ViewCover(np.array([0.0, 0.25, 0.5, 0.75, 1.0]), num_whole=3)
+    laid_out = {strip.title: strip for strip in strips(typed().all, cover)}
     per_image = laid_out["Masks per image"]
     assert (per_image.median, per_image.scale, per_image.at[2]) == ("4", "8", 50.0)
-    covered = laid_out["Covered share"]
+    of_views = laid_out["Share in the box of a view"]
+    assert (of_views.median, of_views.mean, of_views.scale) == ("50.0 %", "50.0 %", "100 %")
+    assert of_views.at == (5.0, 25.0, 50.0, 75.0, 95.0)
+    assert "cannot be a reason. Of 3 images the whole is a view, too" in of_views.explanation
+    covered = laid_out["Share in a mask"]
     assert (covered.median, covered.mean, covered.scale, covered.at) == ("50.0 %", "80.0 %", "100 %", (50.0,) * 5)
     assert "IoU with the object" not in laid_out
 
@@ -193,8 +202,22 @@ def test_the_page_shows_masks_and_views_of_every_drawn_image(tmp_path, run):
         assert (tmp_path / "site" / source).is_file()
     assert page.count("<dt>Masks</dt><dd>2</dd>") == 7
     covered = 100 * (16 * 16 + 10 * 40) / 48**2
-    assert page.count(f"<dt>Share of the image in a mask</dt><dd>{covered:.1f} %</dd>") == 7
+    assert page.count(f"<dt>Share of the image in one of all masks</dt><dd>{covered:.1f} %</dd>") == 7
     assert page.count("<dt>Views</dt><dd>3</dd>") == 7
+
+
+def test_the_page_sets_what_views_show_apart_from_what_masks_cover(tmp_path, run):
+    words = " ".join(make_page(tmp_path / "one", run).split())
+    in_boxes = 100 * (20 * 20 + 47 * 12) / 48**2  # of the masks, with padding
+    in_masks = 100 * (16 * 16 + 10 * 40) / 48**2
+    assert (
+        f"The boxes of the views cover {in_boxes:.1f} % of an image, in the mean of the 13 images that have views; all "
+        f"masks of an image cover {in_masks:.1f} %."
+    ) in words
+    assert "the whole image is a view, too, and shows everything." in words
+    assert "A view shows all that lies in its box" in words
+    only_masks = make_page(tmp_path / "other", run, background="zero")
+    assert "a view shows only the mask (crops.background)" in only_masks
 
 
 def test_names_are_text_and_what_the_data_set_lacks_is_said(tmp_path, run):

@@ -8,11 +8,14 @@ from markdown_it import MarkdownIt
 
 from pipeline.data.catalogue import load_images
 from pipeline.metrics.registry import METRICS, metric
+from pipeline.metrics.uncertainty import Interval
 from pipeline.params import Params
 from pipeline.report import inputs
 from pipeline.report.model_card import MAIN_METRICS, code, front_matter, markdown_text, write_model_card
+from pipeline.report.price import Price
 from pipeline.report.provenance import Provenance, Revision
 from pipeline.report.tables import HEAD_TITLES, Detail, family_title
+from pipeline.report.view_cover import read_view_cover
 from tests.small_run import CLASSES, WITH_PLACES, make_run, params, remake
 
 MARKDOWN = MarkdownIt("commonmark").enable("table")
@@ -44,6 +47,8 @@ def content_of(run):
         "params": Params.model_validate(params()),
         "masks_report": json.loads((run / "results/masks.json").read_text()),
         "crops_report": json.loads((run / "results/crops.json").read_text()),
+        "cover": read_view_cover(run / "data/crops/views.parquet", load_images(run / "data/dataset").rows),
+        "price": Price(0.75, 0.8, None),
         "projection": inputs.read_projection(run / "results/project.json"),
         "provenance": PROVENANCE,
     }
@@ -155,9 +160,23 @@ def digits_of(found):
 )
 def test_the_price_of_explainability_is_the_difference_to_the_black_box(tmp_path, run, own, other, expected):
     details = [detail("balanced_accuracy", own), detail("balanced_accuracy", other, row="blackbox")]
-    card = card_of(tmp_path / "a.md", content_of(run), details=details)
+    card = card_of(tmp_path / "a.md", content_of(run), details=details, price=Price(own, other, None))
+    numbers = f"{100 * own:.2f} % and {100 * other:.2f} %."
     assert f"**Price of explainability**: in balanced accuracy, {expected}, " in card
-    assert "Price" not in card_of(tmp_path / "b.md", content_of(run), details=details[:1])
+    assert f"which has the same backbone: {numbers}\n" in card
+    assert "Price" not in card_of(tmp_path / "b.md", content_of(run), details=details, price=None)
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        (Interval(-0.1, -0.02), "[−10.00, −2.00]."),
+        (Interval(-0.1, 0.02), "[−10.00, +2.00]: no clear difference."),
+    ],
+)
+def test_the_price_has_an_interval_of_its_own(tmp_path, run, interval, said):
+    card = card_of(tmp_path / "a.md", content_of(run), price=Price(0.75, 0.8, interval))
+    assert f"95 % interval of the difference {said}\n" in card
 
 
 def test_a_mark_is_explained_where_a_shown_number_has_it(tmp_path, run):
@@ -242,12 +261,12 @@ def test_every_head_has_a_card(tmp_path, other_runs, head):
     card = card_of(tmp_path / "a.md", other_runs[head])
     assert f"# {HEAD_TITLES[head]} on synthetic birds" in card
     assert "This network looks at the whole image, as one view" in card
-    assert "what no mask holds" not in card
+    assert "what no view shows" not in card
     assert front_of(card)["tags"][:2] == ["image-classification", head]
     has_prototypes = head != "blackbox"
+    assert ("among their 2 most similar ones" in card) == has_prototypes
     assert ("report/prototypes.html" in card) == has_prototypes
     assert ("A black box has no prototypes" in card) != has_prototypes
-    assert ("Price of explainability" in card) == has_prototypes
 
 
 @pytest.mark.parametrize(
@@ -271,9 +290,34 @@ def test_departures_that_flatter_are_named(tmp_path, run):
     card = card_of(
         tmp_path / "b.md", content, params=with_params(compat={"validate_on_test": True, "last_epoch": True})
     )
-    assert "`compat.validate_on_test` is on, so these numbers flatter" in card
     assert "`compat.validate_on_test`, `compat.last_epoch`" in card
-    assert "Each phase hands on the last epoch." in card
+    assert "Each phase hands on its last epoch (compat.last_epoch)." in card
+    card = card_of(tmp_path / "c.md", content, params=with_params(compat={"validate_on_test": True}))
+    assert "that was best on test images (compat.validate_on_test)." in card
+    assert "**Test images took no part in training, but they chose the epoch that each phase hands on (compat" in card
+
+
+def test_the_limits_set_what_views_show_apart_from_what_masks_cover(tmp_path, run):
+    content = content_of(run)
+    card = card_of(tmp_path / "a.md", content)
+    in_boxes = 100 * (20 * 20 + 47 * 12) / 48**2  # of the masks, with padding
+    in_masks = 100 * (16 * 16 + 10 * 40) / 48**2
+    assert "what no view shows cannot be a reason; the whole image is a view, too, and shows everything." in card
+    assert (
+        f"In the mean, {100 - in_boxes:.1f} % of an image's pixels lie in the box of no view, the whole image left "
+        f"aside; {100 - in_masks:.1f} % lie in none of all masks"
+    ) in card
+    assert f"all masks of an image cover {in_masks:.1f} % of it in the median" in card
+    cover = replace(content["cover"], num_whole=0)
+    card = card_of(tmp_path / "b.md", content, cover=cover, params=with_params(crops={"background": "zero"}))
+    assert "cannot be a reason. Of its box, a view shows only the mask. In the mean, " in card
+    assert "of an image's pixels lie in the box of no view; " in card
+
+
+def test_fewer_images_may_be_a_sample_or_those_that_have_a_value(tmp_path, run):
+    details = [detail("accuracy", 0.5), detail("local_size", 3.0, family="compactness", num_images=4)]
+    card = card_of(tmp_path / "a.md", content_of(run), details=details)
+    assert "come from 4 of 6 test images (`evaluate.sample_images`, or images for which a metric has a value)" in card
 
 
 @pytest.mark.parametrize(
@@ -301,11 +345,17 @@ def test_how_to_reproduce_says_what_is_known_of_the_revision(tmp_path, run):
     content = content_of(run)
     card = card_of(tmp_path / "a.md", content)
     assert f"git checkout {'c' * 40}\ndvc repro\n" in card
-    assert "Versions: Python 3.11.7." in card
+    assert "The report was made with Python 3.11.7." in card
     changed = replace(PROVENANCE, revision=Revision("c" * 40, is_changed=True))
     assert "changes that are in no commit" in card_of(tmp_path / "b.md", content, provenance=changed)
     unknown = replace(PROVENANCE, revision=None)
-    assert "git checkout REVISION" in card_of(tmp_path / "c.md", content, provenance=unknown)
+    card = card_of(tmp_path / "c.md", content, provenance=unknown)
+    assert "git checkout REVISION" in card
+    assert "outside a git repository" in card
+    shallow = replace(PROVENANCE, revision=Revision(None, is_changed=False))
+    card = card_of(tmp_path / "d.md", content, provenance=shallow)
+    assert "git checkout REVISION" in card
+    assert "not known: the report was made in a shallow clone" in card
 
 
 def test_many_classes_are_not_listed(tmp_path, run):

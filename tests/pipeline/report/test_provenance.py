@@ -1,13 +1,15 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from pipeline.report.provenance import Revision, read_provenance
+from pipeline.report.provenance import TOOLS, Revision, read_provenance
+from tests.test_graph import ROOT, STAGES, imported_sooner_or_later, is_covered, lies_in, only_describes
 
 LOCK = {
     "stages": {
@@ -53,6 +55,40 @@ def test_the_revision_is_the_last_one_that_changed_code_graph_or_params(reposito
     for name in ("dvc.lock", "README.md", "tests/c.py"):
         assert commit(repository, name, "stages: {}\n") != last
         assert revision_of(repository) == Revision(last, is_changed=False)
+
+
+def test_tools_that_no_stage_reads_are_no_sources(repository):
+    last = commit(repository, "pipeline/a.py", "one")
+    for tool in TOOLS:
+        name = tool if tool.endswith(".py") else f"{tool}/inner/b.py"
+        assert commit(repository, f"pipeline/{name}", "two") != last
+        (repository / f"pipeline/{name}").write_text("three")
+        assert revision_of(repository) == Revision(last, is_changed=False)
+
+
+def test_the_tools_are_all_code_that_no_stage_depends_on():
+    read = imported_sooner_or_later([f"stages/{stage}.py" for stage in STAGES])
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pipeline").rglob("*.py")}
+    files = {file for file in files if not only_describes(file)}
+    unread = {file for file in files - read if not any(is_covered(file, stage) for stage in STAGES)}
+    assert {Path(file).parts[1] for file in unread} == set(TOOLS)
+    assert not [file for file in read for tool in TOOLS if lies_in(file, f"pipeline/{tool}")]
+
+
+def test_the_oldest_commit_of_a_shallow_clone_is_no_revision(repository, tmp_path_factory):
+    commit(repository, "params.yaml", "one")
+    commit(repository, "README.md", "two")
+    commit(repository, "README.md", "three")
+    shallow = tmp_path_factory.mktemp("clone") / "shallow"
+    git(repository, "clone", "--quiet", "--depth=2", repository.as_uri(), str(shallow))
+    assert git(shallow, "rev-parse", "--is-shallow-repository") == "true"
+    assert revision_of(shallow) == Revision(None, is_changed=False)
+    (shallow / "params.yaml").write_text("two")
+    assert revision_of(shallow) == Revision(None, is_changed=True)
+    below = commit(shallow, "project/params.yaml", "one")
+    assert revision_of(shallow / "project") == Revision(below, is_changed=False)
+    last = commit(shallow, "params.yaml", "two")  # after the oldest one
+    assert revision_of(shallow) == Revision(last, is_changed=False)
 
 
 @pytest.mark.parametrize("name", ["params.yaml", "pipeline/new.py"])
