@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
 
+from pipeline.runtime import one_thread
 from tests.browser.chromium import open_browser, what_is_missing
 from tests.browser.shapes_run import BLACKBOX, OTHER_VIEWS, ShapesRun, compare_runs
 from tests.browser.visit import visiting
@@ -23,18 +23,16 @@ def browser():
 @pytest.fixture(scope="session")
 def runs(browser, tmp_path_factory):
     """Two runs of ProtoMask, one of a black box alone, a page that explains a picture, and one that compares."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # networks this small only wait for each other's threads
     folder = tmp_path_factory.mktemp("shapes")
-    network = ShapesRun(folder / "network").prepare().learn_and_report()
-    other = ShapesRun(folder / "other", **OTHER_VIEWS).prepare().learn_and_report()
-    yield SimpleNamespace(
-        network=network,
-        blackbox=ShapesRun(folder / "blackbox", **BLACKBOX).prepare_like(network).learn_and_report(),
-        explained=network.explain('<b>odd<b> & "new"'),
-        compared=compare_runs(network, other, folder / "compared"),
-    )
-    torch.set_num_threads(num_threads)
+    with one_thread():  # networks this small only wait for each other's threads; other tests have theirs
+        network = ShapesRun(folder / "network").prepare().learn_and_report()
+        other = ShapesRun(folder / "other", **OTHER_VIEWS).prepare().learn_and_report()
+        return SimpleNamespace(
+            network=network,
+            blackbox=ShapesRun(folder / "blackbox", **BLACKBOX).prepare_like(network).learn_and_report(),
+            explained=network.explain('<b>odd<b> & "new"'),
+            compared=compare_runs(network, other, folder / "compared"),
+        )
 
 
 @pytest.fixture(scope="session")
